@@ -1,0 +1,61 @@
+"""The one application at `/`: everything that is not bound to one checkpoint."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api.edge import Edge, EdgeSettings
+from api.job_routes import JobRoutes
+from api.problems import install, problem_responses
+from api.schemas import GatewayHealth, ModelBody, ModelList, ProcessAlive
+from sdserve import __version__
+from sdserve.errors import AppNotFoundError
+
+
+def create_app(settings: EdgeSettings) -> FastAPI:
+    """The FastAPI application of the gateway; it runs under any ASGI server."""
+    edge = Edge(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
+        async with edge.running():
+            yield
+
+    app = FastAPI(
+        title="sdserve",
+        version=__version__,
+        summary="Jobs and models of all deployed Stable Diffusion checkpoints",
+        lifespan=lifespan,
+    )
+    install(app)
+    app.include_router(JobRoutes(edge).router())
+
+    @app.get("/v1/models", tags=["models"], responses=problem_responses(500, 503))
+    async def models() -> ModelList:
+        """Every deployed app in the OpenAI list shape."""
+        apps = await edge.store.apps()
+        statuses = await edge.store.statuses(list(apps))
+        return ModelList(
+            data=[
+                ModelBody.of(spec, status)
+                for spec, status in zip(apps.values(), statuses, strict=True)
+            ]
+        )
+
+    @app.get("/v1/health", tags=["health"], responses=problem_responses(500, 503))
+    async def health() -> GatewayHealth:
+        """200 when the job store answers."""
+        return GatewayHealth(apps=len(await edge.store.apps()))
+
+    @app.get("/v1/health/live", tags=["health"])
+    async def live() -> ProcessAlive:
+        """This process answers (liveness probe)."""
+        return ProcessAlive()
+
+    @app.post("/{name}/v1/generate", include_in_schema=False)
+    async def unknown_app(name: str) -> None:
+        """Only requests to apps that are not deployed end here: apps have longer routes."""
+        raise AppNotFoundError(name, list(await edge.store.apps()))
+
+    return app

@@ -1,0 +1,187 @@
+"""The HTTP front of one app: puts generations into the queue, waits when a replica is free.
+
+It knows Redis and the app's specification; it never touches the model.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.edge import Edge, EdgeSettings, body_digest
+from api.estimate import full_queue_retry_after, retry_after
+from api.job_routes import JobRoutes
+from api.preferences import Preference, idempotency_key, preference, raw_format
+from api.problems import HttpProblemError, install, problem, problem_responses
+from api.schemas import (
+    GenerateRequest,
+    GenerateResponse,
+    HealthResponse,
+    JobResponse,
+    ModelBody,
+    ModelList,
+    ProcessAlive,
+)
+from sdserve import __version__
+from sdserve.apps import AppSpec, AppState, AppStatus
+from sdserve.errors import (
+    AppBrokenError,
+    IdempotencyConflictError,
+    OutOfMemoryError,
+    QueueFullError,
+)
+from sdserve.generation import ImageFormat
+from sdserve.jobs import Job, JobFailure, JobStatus, new_job_id
+from sdserve.operations import Admission, Submit, Submitted, ViewApp
+
+Prefer = Annotated[str | None, Header(description="respond-async, wait=N (RFC 7240)")]
+Accept = Annotated[str | None, Header(description="image/png, jpeg or webp: raw bytes on a 200")]
+IdempotencyKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", description="same key, same job (24 h)")
+]
+
+_GENERATE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}},
+    202: {"model": JobResponse, "description": "cold or busy: poll the job"},
+    **problem_responses(400, 406, 409, 422, 500, 503),
+}
+
+
+def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
+    """The FastAPI application of one checkpoint; it runs under any ASGI server."""
+    edge = Edge(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
+        async with edge.running(spec.name):
+            yield
+
+    app = FastAPI(
+        title=f"sdserve: {spec.checkpoint.name}",
+        version=__version__,
+        summary=f"{spec.checkpoint.path.name} ({spec.checkpoint.family}) as an endpoint",
+        lifespan=lifespan,
+    )
+    install(app)
+    front = Ingress(spec, edge)
+    app.post(
+        "/v1/generate",
+        tags=["generate"],
+        response_model=GenerateResponse,
+        responses=_GENERATE_ANSWERS,
+    )(front.generate)
+    away = problem_responses(500, 503)
+    app.get("/v1/health", tags=["health"], responses=away)(front.health)
+    app.get("/v1/health/ready", tags=["health"], responses=away)(front.ready)
+    app.get("/v1/health/live", tags=["health"])(front.live)
+    app.get("/v1/models", tags=["models"], responses=away)(front.models)
+    app.include_router(JobRoutes(edge, spec.name).router())
+    return app
+
+
+class Ingress:
+    """The routes of one app."""
+
+    def __init__(self, spec: AppSpec, edge: Edge) -> None:
+        self._spec = spec
+        self._edge = edge
+
+    async def generate(
+        self,
+        body: GenerateRequest,
+        request: Request,
+        prefer: Prefer = None,
+        accept: Accept = None,
+        key: IdempotencyKey = None,
+    ) -> Response:
+        """Draw a picture: 200 when a warm replica is free, else 202 with the job."""
+        wanted, raw = preference(prefer), raw_format(accept)
+        if raw and body.format and body.format.media_type != raw.media_type:
+            message = f"Accept asks for {raw.media_type}, format for {body.format}: use one."
+            raise HttpProblemError(406, "not_acceptable", message)
+        submitted = await self._submit(
+            Submit(
+                job_id=new_job_id(),
+                app=self._spec.name,
+                model=self._spec.checkpoint.name,
+                params=body.to_params(self._spec.defaults, raw or ImageFormat.BASE64),
+                queue_limit=self._spec.queue_limit,
+                digest=body_digest(await request.body()),
+                idempotency_key=idempotency_key(key),
+                priority=body.priority,
+            )
+        )
+        job = await self._edge.wait(submitted.job_id, self._hold(wanted, submitted))
+        response = await self._answer(job, raw)
+        response.headers["X-Job-Id"] = job.id
+        if wanted.applied:
+            response.headers["Preference-Applied"] = wanted.applied
+        return response
+
+    async def health(self) -> HealthResponse:
+        """200 when the app can accept work (a cold app can); 503 when it is broken."""
+        status = await self._status()
+        if status.state is AppState.BROKEN:
+            raise AppBrokenError(self._spec.name, status.broken_reason or "")
+        return HealthResponse.of(self._spec.name, status)
+
+    async def ready(self) -> HealthResponse:
+        """The same as /v1/health (readiness probe)."""
+        return await self.health()
+
+    async def live(self) -> ProcessAlive:
+        """This ingress process answers (liveness probe)."""
+        return ProcessAlive()
+
+    async def models(self) -> ModelList:
+        """This app's checkpoint in the OpenAI list shape."""
+        return ModelList(data=[ModelBody.of(self._spec, await self._status())])
+
+    async def _status(self) -> AppStatus:
+        return await self._edge.store.run(ViewApp(app=self._spec.name))
+
+    async def _submit(self, operation: Submit) -> Submitted:
+        submitted = await self._edge.store.run(operation)
+        match submitted.admission:
+            case Admission.CONFLICT:
+                raise IdempotencyConflictError(submitted.job_id)
+            case Admission.BROKEN:
+                raise AppBrokenError(operation.app, submitted.reason or "")
+            case Admission.FULL:
+                wait = full_queue_retry_after(await self._status())
+                raise QueueFullError(operation.app, submitted.ahead, wait)
+            case _:
+                return submitted
+
+    def _hold(self, wanted: Preference, submitted: Submitted) -> float:
+        """Seconds to hold this request."""
+        if wanted.wait is not None:
+            return wanted.wait
+        is_free = submitted.admission is Admission.RUN_NOW
+        return self._edge.settings.sync_wait.total_seconds() if is_free else 0.0
+
+    async def _answer(self, job: Job, raw: ImageFormat | None) -> Response:
+        if not job.status.is_final:
+            status = await self._edge.app_of(job)
+            headers = {
+                "Location": f"/v1/jobs/{job.id}",
+                "Retry-After": str(retry_after(job, status)),
+            }
+            content = JobResponse.of(job, status, []).model_dump(mode="json")
+            return JSONResponse(content, 202, headers=headers)
+        if job.status is JobStatus.CANCELLED:
+            message = f"Job {job.id} was cancelled."
+            return problem(409, "job_cancelled", message, job_id=job.id)
+        if job.metrics is None:
+            error = job.error or JobFailure(code="internal_error", message="No reason was kept.")
+            status_code = 422 if error.code == OutOfMemoryError.code else 500
+            return problem(status_code, error.code, error.message, job_id=job.id)
+        images = await self._edge.images(job)
+        if raw and images:
+            headers = {"X-Seed": str(images[0].seed)}
+            return Response(images[0].data, media_type=images[0].media_type, headers=headers)
+        body = GenerateResponse.of(job, job.metrics, images)
+        # Serialised once, here: a megabyte of base64 goes through no second encoder.
+        return Response(body.model_dump_json(), media_type="application/json")

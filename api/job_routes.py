@@ -1,0 +1,94 @@
+"""The routes of jobs, the same in the gateway and in every app."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+
+from api.edge import Edge
+from api.estimate import retry_after
+from api.preferences import MAX_WAIT
+from api.problems import HttpProblemError, problem_responses
+from api.schemas import JobResponse
+from sdserve.errors import JobNotFoundError
+from sdserve.jobs import Job, JobStatus
+from sdserve.operations import Cancel
+
+JobId = Annotated[str, Path(description="the id of a 200 or 202 answer (UUIDv7)")]
+LongPoll = Annotated[
+    float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
+]
+ImageNumber = Annotated[int, Path(ge=0, le=7)]
+
+_IMAGE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the image",
+        "content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}},
+    },
+    **problem_responses(404, 410, 422, 500, 503),
+}
+_CANCEL_ANSWERS: dict[int | str, dict[str, Any]] = {
+    202: {"model": JobResponse, "description": "running: it stops within a step"},
+    **problem_responses(404, 409, 410, 422, 500, 503),
+}
+
+
+class JobRoutes:
+    """Look at, wait for, collect and cancel jobs; of one app only when `app` is given."""
+
+    def __init__(self, edge: Edge, app: str | None = None) -> None:
+        self._edge = edge
+        self._app = app
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+        router.get("/{job_id}", responses=problem_responses(404, 410, 422, 500, 503))(self.job)
+        router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
+        image = {"response_class": Response, "responses": _IMAGE_ANSWERS}
+        router.get("/{job_id}/image", **image)(self.first_image)
+        router.get("/{job_id}/image/{number}", **image)(self.image)
+        return router
+
+    async def job(self, job_id: JobId, response: Response, wait: LongPoll = 0) -> JobResponse:
+        """The job as it stands, or as soon as it is final."""
+        await self._own(job_id)
+        return await self._answer(await self._edge.wait(job_id, wait), response)
+
+    async def cancel(self, job_id: JobId, response: Response) -> JobResponse:
+        """Cancel: a queued job at once (200), a running one within a step (202)."""
+        job = await self._own(job_id)
+        cancel = Cancel(app=job.app, job_id=job.id, job_ttl=self._edge.settings.job_ttl)
+        was = await self._edge.store.run(cancel)
+        if was is JobStatus.RUNNING:
+            response.status_code = 202
+        elif was is not JobStatus.QUEUED and was is not JobStatus.CANCELLED:
+            message = f"Job {job.id} is {was or 'gone'} already: there is nothing to cancel."
+            raise HttpProblemError(409, "job_is_final", message)
+        return await self._answer(await self._edge.job(job_id), response)
+
+    async def first_image(self, job_id: JobId) -> Response:
+        """The bytes of the first image."""
+        return await self.image(job_id, 0)
+
+    async def image(self, job_id: JobId, number: ImageNumber) -> Response:
+        """The bytes of one image, counted from 0."""
+        await self._own(job_id)
+        picture = await self._edge.image(job_id, number)
+        # A result never changes, so its name is its version.
+        headers = {
+            "ETag": f'"{job_id}-{number}"',
+            "Cache-Control": "private, immutable, max-age=3600",
+            "X-Seed": str(picture.seed),
+        }
+        return Response(picture.data, media_type=picture.media_type, headers=headers)
+
+    async def _own(self, job_id: str) -> Job:
+        job = await self._edge.job(job_id)
+        if self._app is not None and job.app != self._app:
+            raise JobNotFoundError(job_id)
+        return job
+
+    async def _answer(self, job: Job, response: Response) -> JobResponse:
+        status = await self._edge.app_of(job)
+        if not job.status.is_final:
+            response.headers["Retry-After"] = str(retry_after(job, status))
+        return JobResponse.of(job, status, await self._edge.images(job))

@@ -1,0 +1,149 @@
+"""Errors as RFC 9457 `application/problem+json`: one handler for ours, FastAPI's and the rest."""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from sdserve.errors import (
+    AppBrokenError,
+    AppNotFoundError,
+    GenerationError,
+    IdempotencyConflictError,
+    InvalidParameterError,
+    JobExpiredError,
+    JobNotFoundError,
+    OutOfMemoryError,
+    QueueFullError,
+    SdServeError,
+    StoreUnavailableError,
+)
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:sdserve:problem:"
+STORE_RETRY_AFTER = 5  # seconds
+
+_STATUS: list[tuple[type[SdServeError], int]] = [
+    (InvalidParameterError, 422),
+    (IdempotencyConflictError, 422),
+    (QueueFullError, 503),
+    (AppBrokenError, 503),
+    (AppNotFoundError, 404),
+    (JobNotFoundError, 404),
+    (JobExpiredError, 410),
+    (OutOfMemoryError, 422),
+    (GenerationError, 500),
+    (StoreUnavailableError, 503),
+]
+
+
+class FieldProblem(BaseModel):
+    """One field that is wrong."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457: what went wrong and what to do next."""
+
+    type: str = Field(description="stable, e.g. urn:sdserve:problem:queue_full")
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] | None = None
+    job_id: str | None = None
+
+
+class HttpProblemError(Exception):
+    """A problem of HTTP itself (a bad header, say) rather than of the kernel."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI declaration of these error answers."""
+    return {
+        status: {
+            "model": Problem,
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    errors: list[FieldProblem] | None = None,
+    job_id: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    body = Problem(
+        type=TYPE_PREFIX + code,
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=errors,
+        job_id=job_id,
+    )
+    content = body.model_dump(mode="json", exclude_none=True)
+    return JSONResponse(content, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem."""
+
+    @app.exception_handler(SdServeError)
+    async def ours(_request: Request, error: SdServeError) -> JSONResponse:
+        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+        headers, errors = dict[str, str](), None
+        if isinstance(error, QueueFullError):
+            headers["Retry-After"] = str(error.retry_after)
+        if isinstance(error, StoreUnavailableError):
+            headers["Retry-After"] = str(STORE_RETRY_AFTER)
+        if isinstance(error, InvalidParameterError):
+            errors = [FieldProblem(field=error.field, message=error.message)]
+        return problem(status, error.code, str(error), errors=errors, headers=headers)
+
+    @app.exception_handler(HttpProblemError)
+    async def of_http(_request: Request, error: HttpProblemError) -> JSONResponse:
+        return problem(error.status, error.code, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [
+            FieldProblem(
+                field=".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]),
+                message=item["msg"],
+            )
+            for item in error.errors()
+        ]
+        detail = "; ".join(f"{item.field}: {item.message}" for item in errors)
+        return problem(422, "invalid_request", detail, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def starlette(request: Request, error: HTTPException) -> JSONResponse:
+        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        detail = f"{request.method} {request.url.path}: {error.detail}. The routes are in /docs."
+        headers = dict(error.headers) if error.headers else None
+        return problem(error.status_code, code, detail, headers=headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        detail = "The server failed on this request; its log has the traceback."
+        return problem(500, "internal_error", detail)

@@ -1,0 +1,1 @@
+"""The composition root and the commands: deploy, the local stack, the tour, batch submission."""

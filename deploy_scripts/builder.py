@@ -1,0 +1,99 @@
+"""Builds Serve applications from specifications: the only place that decorates classes for Ray."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from api import gateway, ingress
+from api.edge import EdgeSettings
+from deploy_scripts.policy import QueuePolicy
+from sdserve.apps import AppSpec
+from sdserve.settings import Settings
+from workers.replica import DiffusionReplica, ReplicaSettings
+
+# Shutting down takes this much longer than the longest job: finishing, storing, leaving.
+STOP_MARGIN = timedelta(seconds=30)
+STOP_GRACE = timedelta(minutes=10)  # for a job that runs when its replica is told to stop
+SYNC_WAIT = timedelta(seconds=60)
+MAX_HELD_REQUESTS = 1000  # per ingress process; long polls are cheap there
+LIGHT = {"num_cpus": 0}  # an ingress waits for Redis nearly all of its time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What every process of the cluster is told of the world around it."""
+
+    edge: EdgeSettings
+    replica: ReplicaSettings
+
+    @classmethod
+    def of(cls, settings: Settings, redis_url: str) -> "Surroundings":
+        return cls(
+            edge=EdgeSettings(redis_url=redis_url, job_ttl=settings.job_ttl, sync_wait=SYNC_WAIT),
+            replica=ReplicaSettings(
+                redis_url=redis_url,
+                lease=settings.lease,
+                job_ttl=settings.job_ttl,
+                result_ttl=settings.result_ttl,
+                max_result_bytes=settings.max_result_bytes,
+                stop_grace=STOP_GRACE,
+            ),
+        )
+
+
+def build_app(spec: AppSpec, surroundings: Surroundings) -> Any:
+    """The Serve application of one checkpoint: an always-on ingress, and 0..N replicas."""
+
+    def asgi() -> FastAPI:
+        return ingress.create_app(spec, surroundings.edge)
+
+    replica = serve.deployment(
+        name="DiffusionReplica",
+        ray_actor_options={"num_gpus": spec.num_gpus, "num_cpus": spec.num_cpus},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=spec.min_replicas,
+            max_replicas=spec.max_replicas,
+            initial_replicas=spec.min_replicas,
+            # The policy keeps time itself; Serve must not add its own.
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            downscale_to_zero_delay_s=0,
+            policy=AutoscalingPolicy(
+                policy_function=QueuePolicy,
+                policy_kwargs={
+                    "spec": spec.to_json(),
+                    "redis_url": surroundings.edge.redis_url,
+                },
+            ),
+        ),
+        health_check_period_s=1,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=1,
+        graceful_shutdown_timeout_s=(STOP_GRACE + STOP_MARGIN).total_seconds(),
+    )(DiffusionReplica).bind(spec, surroundings.replica)
+    return _light("Ingress", asgi).bind(replica)
+
+
+def build_gateway(surroundings: Surroundings) -> Any:
+    """The Serve application at `/`."""
+
+    def asgi() -> FastAPI:
+        return gateway.create_app(surroundings.edge)
+
+    return _light("Gateway", asgi).bind()
+
+
+def _light(name: str, asgi: Any) -> Any:
+    return serve.deployment(
+        name=name,
+        ray_actor_options=LIGHT,
+        max_ongoing_requests=MAX_HELD_REQUESTS,
+        health_check_period_s=1,
+        health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=1,
+        graceful_shutdown_timeout_s=10,
+    )(serve.ingress(asgi)())

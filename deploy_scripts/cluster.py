@@ -1,0 +1,203 @@
+"""The Ray cluster: the one of RAY_ADDRESS, or a local one of ours.
+
+A local one is started when needed, found again by later commands, and stopped by its own pid.
+"""
+
+import ipaddress
+import logging
+import os
+import shutil
+import socket
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from sdserve.daemon import Daemon
+from sdserve.errors import DeployError
+from sdserve.settings import Settings
+
+OBJECT_STORE_BYTES = 200_000_000  # nothing large travels through Ray
+START_PATIENCE = 120.0  # seconds
+STOP_PATIENCE = 30.0  # seconds
+NAMESPACE = "sdserve"
+
+# Ray 2.60 turns token authentication on by itself when ~/.ray/auth_token exists, but only in
+# `ray start`, not in `ray.init`: say it everywhere or the two do not find each other.
+RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keep CUDA_VISIBLE_DEVICES of CPU processes
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def connect(settings: Settings) -> None:
+    """Connect this process to the cluster, starting a local one if there is none.
+
+    Raises:
+        DeployError: no cluster answers at RAY_ADDRESS, or the local one does not start.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.update(RAY_ENVIRONMENT)
+    address = settings.ray_address or find_local(settings) or start_local(settings)
+    try:
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        message = f"No Ray cluster answers at {address}: check RAY_ADDRESS and that it runs."
+        raise DeployError(message) from error
+
+
+def is_running(settings: Settings) -> bool:
+    """Whether `connect` would find a cluster rather than start one."""
+    return bool(settings.ray_address or find_local(settings))
+
+
+def find_local(settings: Settings) -> str | None:
+    """The address of the local cluster that an earlier command started, if it still runs."""
+    if Daemon.find(_record(settings)) is None:
+        return None
+    address = _address_file(settings).read_text()
+    host, port = address.rsplit(":", 1)
+    return address if _answers(host, int(port)) else None
+
+
+def start_local(settings: Settings) -> str:
+    """Start a head node on loopback with ports and a folder of its own.
+
+    Raises:
+        DeployError: it does not come up; the message names its log.
+    """
+    stop_local(settings)
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    log = settings.state_dir / "ray.log"
+    ports = _free_ports(8)
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={ports[0]}",
+        f"--ray-client-server-port={ports[1]}",
+        f"--dashboard-agent-listen-port={ports[2]}",
+        f"--dashboard-agent-grpc-port={ports[3]}",
+        f"--runtime-env-agent-port={ports[4]}",
+        f"--metrics-export-port={ports[5]}",
+        f"--node-manager-port={ports[6]}",
+        f"--object-manager-port={ports[7]}",
+        "--min-worker-port=0", "--max-worker-port=0",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={_temp_dir(settings)}",
+    ]  # fmt: skip
+    environment = {**os.environ, **RAY_ENVIRONMENT}
+    environment.pop("RAY_ADDRESS", None)
+    daemon = Daemon.start(command, record=_record(settings), log=log, environment=environment)
+    address = f"127.0.0.1:{ports[0]}"
+    _address_file(settings).write_text(address)
+    deadline = time.monotonic() + START_PATIENCE
+    while not _answers("127.0.0.1", ports[0]):
+        if not daemon.is_running or time.monotonic() > deadline:
+            daemon.stop(patience=STOP_PATIENCE)
+            message = f"The local Ray cluster does not start: its last words are in {log}."
+            raise DeployError(message)
+        time.sleep(0.2)
+    return address
+
+
+def stop_local(settings: Settings) -> bool:
+    """Stop the local cluster with all that runs on it. False: none ran."""
+    daemon = Daemon.find(_record(settings))
+    if daemon is not None:
+        daemon.stop(patience=STOP_PATIENCE)
+    _record(settings).unlink(missing_ok=True)
+    shutil.rmtree(_temp_dir(settings), ignore_errors=True)
+    return daemon is not None
+
+
+def start_serve(settings: Settings) -> None:
+    """Start Serve's HTTP proxy unless it runs.
+
+    Raises:
+        DeployError: the port is taken.
+    """
+    if not serve_runs() and _answers(settings.http_host, settings.http_port):
+        message = (
+            f"Port {settings.http_port} on {settings.http_host} is taken by another program: "
+            "choose another with SD_HTTP_PORT."
+        )
+        raise DeployError(message)
+    serve.start(
+        proxy_location="EveryNode",
+        http_options=HTTPOptions(host=settings.http_host, port=settings.http_port),
+    )
+
+
+def serve_runs() -> bool:
+    """Whether Serve's proxy runs in the connected cluster."""
+    return bool(serve.status().proxies)
+
+
+def refuse_unreachable_redis(redis_url: str) -> None:
+    """A Redis on loopback serves one node only.
+
+    Raises:
+        DeployError: the cluster has more.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    host = urlsplit(redis_url).hostname or "localhost"
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if len(nodes) > 1 and is_loopback:
+        message = (
+            f"The Ray cluster has {len(nodes)} nodes, but Redis listens on {host} only: "
+            "set REDIS_URL to a Redis that every node can reach."
+        )
+        raise DeployError(message)
+
+
+def _record(settings: Settings) -> Path:
+    return settings.state_dir / "ray.json"
+
+
+def _address_file(settings: Settings) -> Path:
+    return settings.state_dir / "ray.address"
+
+
+def _temp_dir(settings: Settings) -> Path:
+    # Ray puts unix sockets there, whose paths may have 107 characters: a short one of our own.
+    name = sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:8]
+    return Path(f"/tmp/sdserve-{os.getuid()}-{name}")  # noqa: S108
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on right now; all are held open until all are known."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Deploy Stable Diffusion checkpoints as scale-to-zero endpoints. `deploy_sd.sh --help` tells all.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+python="$root/.venv/bin/python"
+[ -x "$python" ] || python="$(command -v python3)"
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m deploy_scripts.deploy_sd "$@"

@@ -1,0 +1,124 @@
+"""The whole stack on one machine: Redis, Ray with the gateway, an RQ worker, every registered app.
+
+`up` twice starts nothing twice; `down` stops what `up` started, by pid.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy_scripts import cluster
+from deploy_scripts.command import run_command
+from deploy_scripts.deploy import Deployer, Wishes
+from sdserve.checkpoints import list_checkpoints
+from sdserve.daemon import Daemon
+from sdserve.redis_server import ensure_redis, find_redis, stop_redis
+from sdserve.settings import Settings
+
+DEMO_MODELS = Path(__file__).parent.parent / "demo_models"
+WORKER_PATIENCE = 15.0  # seconds for an RQ worker to end its task
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="stack", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("up", help="start all of it")
+    start.add_argument("--demo", action="store_true", help="also deploy the demo checkpoints")
+    start.add_argument(
+        "--foreground", action="store_true", help="stay, and stop all of it on SIGTERM or Ctrl-C"
+    )
+    commands.add_parser("down", help="stop all of it")
+    commands.add_parser("status", help="what runs")
+    options = parser.parse_args(arguments)
+
+    def work(settings: Settings) -> int:
+        match options.command:
+            case "up":
+                up(settings, demo=options.demo)
+                return _stay(settings) if options.foreground else 0
+            case "down":
+                return down(settings)
+            case _:
+                return status(settings)
+
+    return run_command(work)
+
+
+def up(settings: Settings, *, demo: bool) -> Deployer:
+    """Start what does not run yet. Returns the connected deployer."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    print("starting Redis ...", flush=True)
+    redis_url = ensure_redis(settings)
+    print("starting Ray ...", flush=True)
+    cluster.connect(settings)
+    cluster.refuse_unreachable_redis(redis_url)
+    cluster.start_serve(settings)
+    deployer = Deployer(settings, redis_url)
+    print("starting the gateway ...", flush=True)
+    deployer.deploy_gateway()
+    _start_worker(settings, redis_url)
+    for spec, reason in deployer.restore():
+        print(f"warning: {spec.name} was not deployed again: {reason}", file=sys.stderr)
+    if demo:
+        for spec in deployer.specify(list_checkpoints(DEMO_MODELS), Wishes()):
+            print(f"deploying {spec.name} ...", flush=True)
+            if spec.name not in deployer.store.apps():
+                deployer.deploy(spec)
+    print(f"up: http://{settings.http_host}:{settings.http_port} (state in {settings.state_dir})")
+    return deployer
+
+
+def down(settings: Settings) -> int:
+    """Stop what `up` started. Jobs and results stay in Redis' data folder for the next `up`."""
+    worker = Daemon.find(_worker_record(settings))
+    if worker is not None:
+        worker.stop(patience=WORKER_PATIENCE)
+        _worker_record(settings).unlink(missing_ok=True)
+    had_ray = cluster.stop_local(settings)
+    had_redis = stop_redis(settings)
+    print("down" if worker or had_ray or had_redis else "nothing was running")
+    return 0
+
+
+def status(settings: Settings) -> int:
+    """What runs. Exit code 0 when all of it does."""
+    parts = {
+        "redis": find_redis(settings) is not None,
+        "ray": cluster.is_running(settings),
+        "rq worker": Daemon.find(_worker_record(settings)) is not None,
+    }
+    for name, runs in parts.items():
+        print(f"{name}: {'running' if runs else 'stopped'}")
+    return 0 if all(parts.values()) else 1
+
+
+def _start_worker(settings: Settings, redis_url: str) -> None:
+    if Daemon.find(_worker_record(settings)) is not None:
+        return
+    print("starting an RQ worker ...", flush=True)
+    Daemon.start(
+        [sys.executable, "-m", "workers.main"],
+        record=_worker_record(settings),
+        log=settings.state_dir / "rq-worker.log",
+        environment={**os.environ, "REDIS_URL": redis_url},
+    )
+
+
+def _stay(settings: Settings) -> int:
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
+    return down(settings)
+
+
+def _worker_record(settings: Settings) -> Path:
+    return settings.state_dir / "rq-worker.json"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Every error of ours. `str(error)` says in a sentence what is wrong and what to do next.
+
+SdServeError
+├── CheckpointError                a file that cannot be served
+│   ├── CheckpointNotFoundError
+│   ├── InvalidCheckpointError     not a readable .safetensors file
+│   └── UnsupportedCheckpointError a readable file of a kind that is not served
+├── DeployError                    an app that cannot be deployed
+│   ├── AppNameCollisionError
+│   └── AppNotFoundError
+├── RequestError                   a request that cannot be accepted
+│   ├── InvalidParameterError
+│   ├── IdempotencyConflictError
+│   ├── QueueFullError
+│   └── AppBrokenError
+├── JobNotFoundError
+├── JobExpiredError
+├── GenerationError                a job that cannot be done
+│   ├── OutOfMemoryError
+│   └── ResultTooLargeError
+├── StoreUnavailableError          Redis is away, full or misconfigured
+└── RedisServerError               the embedded Redis server cannot be started
+"""
+
+from pathlib import Path
+
+
+class SdServeError(Exception):
+    """Base of all errors of sdserve. `code` is stable and goes into problem types and job errors."""
+
+    code = "internal_error"
+
+
+class CheckpointError(SdServeError):
+    """A file that cannot be served."""
+
+    code = "invalid_checkpoint"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """No file at this path."""
+
+    code = "checkpoint_not_found"
+
+
+class InvalidCheckpointError(CheckpointError):
+    """The file is not a complete, well-formed .safetensors file."""
+
+
+class UnsupportedCheckpointError(CheckpointError):
+    """A well-formed file of a kind that cannot be served: a LoRA, a VAE, an unknown family."""
+
+    code = "unsupported_checkpoint"
+
+
+class DeployError(SdServeError):
+    """An app that cannot be deployed as asked."""
+
+    code = "deploy_failed"
+
+
+class AppNameCollisionError(DeployError):
+    """Two files collapse to one app name."""
+
+    code = "app_name_collision"
+
+    def __init__(self, app: str, first: Path, second: Path) -> None:
+        super().__init__(
+            f"{first} and {second} would both become the app '{app}': rename one of the two files."
+        )
+
+
+class AppNotFoundError(DeployError):
+    """No app of this name is deployed."""
+
+    code = "app_not_found"
+
+    def __init__(self, app: str, known: list[str]) -> None:
+        names = ", ".join(sorted(known)) or "none yet (bash deploy_sd.sh FILE.safetensors)"
+        super().__init__(f"No app '{app}' is deployed. Deployed apps: {names}.")
+
+
+class RequestError(SdServeError):
+    """A request that cannot be accepted."""
+
+    code = "invalid_request"
+
+
+class InvalidParameterError(RequestError):
+    """One parameter is outside what this app's checkpoint can do."""
+
+    code = "invalid_parameter"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class IdempotencyConflictError(RequestError):
+    """The Idempotency-Key was used before with another body."""
+
+    code = "idempotency_conflict"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"This Idempotency-Key belongs to job {job_id}, which was submitted with another body: "
+            "use a new key for a new request."
+        )
+        self.job_id = job_id
+
+
+class QueueFullError(RequestError):
+    """The app's queue or the whole store is at its bound."""
+
+    code = "queue_full"
+
+    def __init__(self, app: str, waiting: int, retry_after: int) -> None:
+        super().__init__(
+            f"The queue of '{app}' is full ({waiting} jobs wait): retry in {retry_after} s."
+        )
+        self.retry_after = retry_after  # seconds
+
+
+class AppBrokenError(RequestError):
+    """The app's checkpoint could not be loaded; the next step is a redeploy."""
+
+    code = "app_broken"
+
+    def __init__(self, app: str, reason: str) -> None:
+        super().__init__(
+            f"The app '{app}' cannot load its checkpoint: {reason} "
+            "Mend the file and deploy it again (bash deploy_sd.sh FILE.safetensors)."
+        )
+        self.reason = reason
+
+
+class JobNotFoundError(SdServeError):
+    """No job has this id."""
+
+    code = "job_not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"No job has the id '{job_id}': check the id in the 202 answer.")
+
+
+class JobExpiredError(SdServeError):
+    """The job was there, its record or result has expired."""
+
+    code = "job_expired"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"Job {job_id} has expired: its result is gone, submit it again.")
+
+
+class GenerationError(SdServeError):
+    """A job that cannot be done. Its message becomes the job's error."""
+
+    code = "generation_failed"
+
+
+class OutOfMemoryError(GenerationError):
+    """The device has too little memory for this size."""
+
+    code = "out_of_memory"
+
+
+class ResultTooLargeError(GenerationError):
+    """The images are larger than the result limit."""
+
+    code = "result_too_large"
+
+
+class StoreUnavailableError(SdServeError):
+    """Redis cannot be reached, is full, or has settings that would lose jobs."""
+
+    code = "store_unavailable"
+
+
+class RedisServerError(SdServeError):
+    """The embedded Redis server cannot be started or reached."""
+
+    code = "redis_server"

@@ -1,0 +1,96 @@
+"""What is asked of a checkpoint and what comes back: frozen values that cross every boundary."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import TypeAdapter
+
+
+class ImageFormat(StrEnum):
+    """How the images of a result are encoded. `base64` is PNG, as the first clients knew it."""
+
+    BASE64 = "base64"
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        return "image/png" if self is ImageFormat.BASE64 else f"image/{self.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationParams:
+    """Everything that reproduces a picture; no field is left to a default of somebody else."""
+
+    prompt: str
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+    width: int  # pixels
+    height: int  # pixels
+    seed: int  # 0..2^32-1; image k of a job is drawn from seed + k (mod 2^32)
+    scheduler: str  # a name of sdserve.families.SCHEDULERS
+    num_images: int
+    format: ImageFormat
+
+    @property
+    def total_steps(self) -> int:
+        return self.num_inference_steps * self.num_images
+
+    def to_json(self) -> str:
+        return _PARAMS.dump_json(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return _PARAMS.validate_json(text)  # type: ignore[return-value]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `parameters` object of a response: JSON values only."""
+        return _PARAMS.dump_python(self, mode="json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeMetrics:
+    """The bill of one job. GPU fields are None on a replica without a GPU, never invented.
+
+    `query_duration_seconds` runs from acceptance to the last encoded image: the sum of queue, load,
+    encode, denoise, decode and image_encode seconds, plus bookkeeping of milliseconds.
+    """
+
+    query_duration_seconds: float
+    replica_cpu_percent: float  # of one core, over this job
+    replica_memory_mb: float  # resident set, MiB
+    replica_num_cpus: float
+    replica_gpu_memory_allocated_mb: float | None = None  # torch's live tensors
+    replica_gpu_memory_reserved_mb: float | None = None  # torch's pool
+    replica_gpu_memory_total_mb: float | None = None  # the device, by NVML
+    replica_gpu_memory_used_mb: float | None = None  # all processes on the device, by NVML
+    replica_gpu_utilization_percent: float | None = None  # NVML's average of the last second
+    queue_seconds: float = 0.0  # waiting for a free slot
+    load_seconds: float = 0.0  # waiting for this replica to start and load
+    encode_seconds: float = 0.0  # text encoders
+    denoise_seconds: float = 0.0  # all steps of all images
+    decode_seconds: float = 0.0  # VAE
+    image_encode_seconds: float = 0.0  # PNG, JPEG or WebP
+    seconds_per_step: float = 0.0  # denoise_seconds / steps taken
+    cpu_seconds: float = 0.0  # user + system time of the replica over this job
+    gpu_seconds: float | None = None
+    gpu_energy_joules: float | None = None
+    energy_quality: str | None = None  # "measured", "estimated" (under 1 s), "shared"
+    peak_gpu_memory_mb: float | None = None
+    replica_id: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImage:
+    """One picture of a result as bytes of its format."""
+
+    data: bytes = field(repr=False)
+    media_type: str
+    seed: int
+
+
+_PARAMS: TypeAdapter[GenerationParams] = TypeAdapter(GenerationParams)

@@ -1,0 +1,89 @@
+"""A job and its lifecycle. Pure: no clock, no network, no Redis.
+
+queued ──claim──▶ running ──finish──▶ succeeded | failed | cancelled
+   ▲                 │
+   └──lease lost─────┘      (until max_attempts: then failed, "worker_lost")
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sdserve.generation import ComputeMetrics, GenerationParams
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. The last three are final: no field of the job changes after them."""
+
+    QUEUED = "queued"  # accepted, in the app's queue
+    RUNNING = "running"  # a replica holds its lease
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailure:
+    """Why a job failed: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One accepted generation as it stands in the store."""
+
+    id: str  # UUIDv7
+    app: str
+    model: str  # the checkpoint's name
+    status: JobStatus
+    params: GenerationParams
+    created_at: datetime  # all times are the Redis server's
+    started_at: datetime | None = None  # of the last attempt
+    finished_at: datetime | None = None
+    phase: str | None = None  # what the replica does right now, in words
+    step: int = 0  # denoising steps done, of params.total_steps
+    position: int | None = None  # 0 = next; None when not queued
+    attempt: int = 0  # claims so far; the fence of the current one
+    cancel_requested: bool = False
+    owner: str | None = None  # replica id
+    result_keys: tuple[str, ...] = ()  # one store key per image
+    image_seeds: tuple[int, ...] = ()
+    metrics: ComputeMetrics | None = None  # of a succeeded job
+    error: JobFailure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedJob:
+    """A job under lease: what a replica needs to run it. `fence` proves the claim to `finish`."""
+
+    id: str
+    fence: int
+    params: GenerationParams
+    waited: float  # seconds from acceptance to this claim, by the server's clock
+
+
+def new_job_id() -> str:
+    """A UUIDv7 (RFC 9562 §5.7): 48 bits of Unix milliseconds, then 74 random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10))
+    value = (milliseconds & (1 << 48) - 1) << 80 | random & (1 << 80) - 1
+    value = value & ~(0xF << 76) | 0x7 << 76  # version
+    value = value & ~(0x3 << 62) | 0x2 << 62  # variant
+    return str(UUID(int=value))
+
+
+def is_job_id(text: str) -> bool:
+    """Whether `text` could be an id of ours, so that nothing else becomes part of a Redis key."""
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False

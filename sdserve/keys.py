@@ -1,0 +1,19 @@
+"""The names of all Redis keys. Everything of ours begins with `sd:` (RQ's keys: `rq:`)."""
+
+PREFIX = "sd:"
+JOB = PREFIX + "job:"  # hash, one per job; no TTL until final
+QUEUE = PREFIX + "q:"  # zset per app: job id -> -priority * 1e12 + sequence
+LEASE = PREFIX + "lease:"  # zset per app: job id -> end of the lease, server milliseconds
+REPLICAS = PREFIX + "replicas:"  # hash per app: replica id -> presence JSON
+WAKE = PREFIX + "wake:"  # list per app, a BLPOP target: only a hint
+APP = PREFIX + "app:"  # hash per app: broken reason, counters, averages
+INDEX = PREFIX + "idx"  # zset: job id -> created, server milliseconds; `:{app}` for one app
+IDEMPOTENCY = PREFIX + "idem:"  # hash per app and key: job id, digest of the body
+RESULT = PREFIX + "res:"  # string `{job}:{fence}:{k}`: the bytes of image k
+SEQUENCE = PREFIX + "seq"  # counter: first come, first served
+APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
+CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
+
+
+def result(job_id: str, fence: int, image: int) -> str:
+    return f"{RESULT}{job_id}:{fence}:{image}"

@@ -1,0 +1,30 @@
+#!lua flags=allow-oom
+-- A replica's heartbeat: its presence, and the leases and progress of its jobs.
+-- Answers one word for each job: ok, cancel (the user asked), lost (the claim is no longer ours).
+-- KEYS replicas lease
+-- ARGV job_prefix lease_ms replica presence_json presence_ttl_ms channel (id fence step phase)*
+local replicas, lease, channel = KEYS[1], KEYS[2], ARGV[6]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local presence = cjson.decode(ARGV[4])
+presence['until'] = now + tonumber(ARGV[5])
+redis.call('HSET', replicas, ARGV[3], cjson.encode(presence))
+redis.call('EXPIRE', replicas, 86400)
+local fields = redis.call('HGETALL', replicas)
+for i = 1, #fields, 2 do
+  if cjson.decode(fields[i + 1])['until'] < now then redis.call('HDEL', replicas, fields[i]) end
+end
+local words = {}
+for i = 7, #ARGV, 4 do
+  local job = ARGV[1] .. ARGV[i]
+  local held = redis.call('HMGET', job, 'status', 'attempt', 'cancel', 'phase')
+  if held[1] == 'running' and held[2] == ARGV[i + 1] then
+    redis.call('ZADD', lease, 'XX', now + tonumber(ARGV[2]), ARGV[i])
+    redis.call('HSET', job, 'step', ARGV[i + 2], 'phase', ARGV[i + 3])
+    if held[4] ~= ARGV[i + 3] then redis.call('PUBLISH', channel, ARGV[i]) end
+    words[#words + 1] = held[3] and 'cancel' or 'ok'
+  else
+    words[#words + 1] = 'lost'
+  end
+end
+return words

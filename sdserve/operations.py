@@ -1,0 +1,446 @@
+"""The job store's operations as typed values.
+
+Each one names its Lua script, its keys and its arguments, and reads the reply. They carry no
+connection, so one definition serves the blocking and the asyncio client (store.py).
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from importlib.resources import files
+from typing import Any, ClassVar, Generic, TypeVar
+
+from sdserve import keys
+from sdserve.apps import AppState, AppStatus, ReplicaPresence
+from sdserve.errors import JobExpiredError, JobNotFoundError
+from sdserve.generation import ComputeMetrics, GenerationParams
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+
+Reply = TypeVar("Reply")
+Argument = str | int | float
+
+
+class Operation(Generic[Reply]):
+    """One atomic script call."""
+
+    script: ClassVar[str]
+
+    @property
+    def keys(self) -> list[str]:
+        raise NotImplementedError
+
+    @property
+    def arguments(self) -> list[Argument]:
+        raise NotImplementedError
+
+    def read(self, reply: Any) -> Reply:
+        raise NotImplementedError
+
+
+class Admission(StrEnum):
+    """What happened to a submission."""
+
+    RUN_NOW = "run_now"  # a warm replica has a free slot for it
+    QUEUED = "queued"
+    DUPLICATE = "duplicate"  # this key or id was accepted before: the same job
+    CONFLICT = "conflict"  # this key was used with another body
+    FULL = "full"  # refused: the queue is at its bound
+    BROKEN = "broken"  # refused: the app cannot load its checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """The answer to Submit."""
+
+    admission: Admission
+    job_id: str
+    ahead: int  # jobs waiting before this one
+    reason: str | None = None  # of BROKEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit(Operation[Submitted]):
+    """Accept a job once."""
+
+    script: ClassVar[str] = "submit"
+    job_id: str
+    app: str
+    model: str
+    params: GenerationParams
+    queue_limit: int
+    digest: str  # of the body as the client sent it, before drawn values such as the seed
+    idempotency_key: str | None = None
+    idempotency_ttl: timedelta = timedelta(hours=24)
+    priority: int = 0
+    max_attempts: int = 3
+
+    @property
+    def keys(self) -> list[str]:
+        app, idempotency = self.app, ""
+        if self.idempotency_key is not None:
+            # Hashed: a client's text never becomes part of a key.
+            name = hashlib.sha256(self.idempotency_key.encode()).hexdigest()
+            idempotency = f"{keys.IDEMPOTENCY}{app}:{name}"
+        return [
+            keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app,
+            idempotency, keys.INDEX, f"{keys.INDEX}:{app}", keys.WAKE + app, keys.APP + app,
+            keys.SEQUENCE,
+        ]  # fmt: skip
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [
+            self.job_id, self.app, self.model, self.params.to_json(), self.digest,
+            int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
+            self.queue_limit,
+        ]  # fmt: skip
+
+    def read(self, reply: Any) -> Submitted:
+        admission = Admission(reply[0].decode())
+        if admission is Admission.BROKEN:
+            reason = reply[1].decode()
+            return Submitted(admission=admission, job_id=self.job_id, ahead=0, reason=reason)
+        return Submitted(admission=admission, job_id=reply[1].decode(), ahead=reply[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim(Operation[list[ClaimedJob]]):
+    """Lease up to `count` queued jobs to a replica."""
+
+    script: ClassVar[str] = "claim"
+    app: str
+    replica: str
+    count: int
+    lease: timedelta
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.QUEUE + self.app, keys.LEASE + self.app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [keys.JOB, self.replica, self.count, _milliseconds(self.lease)]
+
+    def read(self, reply: Any) -> list[ClaimedJob]:
+        return [
+            ClaimedJob(
+                id=job_id.decode(),
+                fence=fence,
+                params=GenerationParams.from_json(request),
+                waited=waited / 1000,
+            )
+            for job_id, fence, request, waited in reply
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobProgress:
+    """How far a claimed job is, for one heartbeat."""
+
+    job_id: str
+    fence: int
+    step: int
+    phase: str
+
+
+class Pulse(StrEnum):
+    """What a heartbeat learns about one job."""
+
+    OK = "ok"
+    CANCEL = "cancel"  # the user asked: stop within a step
+    LOST = "lost"  # the claim is no longer ours: stop, nothing we write will count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat(Operation[list[Pulse]]):
+    """A replica's heartbeat: presence, leases, progress."""
+
+    script: ClassVar[str] = "beat"
+    app: str
+    presence: ReplicaPresence
+    slots: int
+    lease: timedelta
+    jobs: Sequence[JobProgress]
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.REPLICAS + self.app, keys.LEASE + self.app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        presence = json.dumps({**asdict(self.presence), "slots": self.slots})
+        lease = _milliseconds(self.lease)
+        arguments: list[Argument] = [
+            keys.JOB, lease, self.presence.id, presence, lease, keys.CHANNEL + self.app,
+        ]  # fmt: skip
+        for job in self.jobs:
+            arguments += [job.job_id, job.fence, job.step, job.phase]
+        return arguments
+
+    def read(self, reply: Any) -> list[Pulse]:
+        return [Pulse(word.decode()) for word in reply]
+
+
+class Ending(StrEnum):
+    """What became of a finish."""
+
+    FINISHED = "finished"
+    CANCELLED = "cancelled"  # the user cancelled first: the result was dropped
+    LOST = "lost"  # a late writer: nothing changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish(Operation[Ending]):
+    """End a running job if the claim is still the caller's. Result blobs are stored before."""
+
+    script: ClassVar[str] = "finish"
+    app: str
+    job_id: str
+    fence: int
+    status: JobStatus
+    job_ttl: timedelta
+    result_ttl: timedelta
+    result_keys: Sequence[str] = ()
+    image_seeds: Sequence[int] = ()
+    metrics: ComputeMetrics | None = None
+    error: JobFailure | None = None
+    seconds: float = 0.0  # of the replica's time: the moving average behind every ETA
+
+    @property
+    def keys(self) -> list[str]:
+        return [
+            keys.JOB + self.job_id, keys.LEASE + self.app, keys.APP + self.app, *self.result_keys,
+        ]  # fmt: skip
+
+    @property
+    def arguments(self) -> list[Argument]:
+        meta = {
+            "results": list(self.result_keys),
+            "seeds": list(self.image_seeds),
+            "metrics": asdict(self.metrics) if self.metrics else None,
+            "error": asdict(self.error) if self.error else None,
+        }
+        return [
+            self.job_id, self.fence, self.status, json.dumps(meta),
+            int(self.job_ttl.total_seconds()), int(self.result_ttl.total_seconds()),
+            keys.CHANNEL + self.app, round(self.seconds, 4),
+        ]  # fmt: skip
+
+    def read(self, reply: Any) -> Ending:
+        return Ending(reply.decode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release(Operation[bool]):
+    """Give a claimed job back at its old place. False: the claim was no longer ours."""
+
+    script: ClassVar[str] = "release"
+    app: str
+    job_id: str
+    fence: int
+
+    @property
+    def keys(self) -> list[str]:
+        app = self.app
+        return [keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.WAKE + app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [self.job_id, self.fence, keys.CHANNEL + self.app]
+
+    def read(self, reply: Any) -> bool:
+        return reply == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reaped:
+    """What a reap did."""
+
+    requeued: int
+    ended: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reap(Operation[Reaped]):
+    """Take back the leases that have run out."""
+
+    script: ClassVar[str] = "reap"
+    app: str
+    job_ttl: timedelta
+    limit: int = 100
+
+    @property
+    def keys(self) -> list[str]:
+        app = self.app
+        return [keys.QUEUE + app, keys.LEASE + app, keys.WAKE + app, keys.APP + app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [keys.JOB, self.limit, int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app]
+
+    def read(self, reply: Any) -> Reaped:
+        return Reaped(requeued=reply[0], ended=reply[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancel(Operation[JobStatus | None]):
+    """Cancel a job. Answers the status it had; None: no such job."""
+
+    script: ClassVar[str] = "cancel"
+    app: str
+    job_id: str
+    job_ttl: timedelta
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id, keys.QUEUE + self.app, keys.APP + self.app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [self.job_id, int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app]
+
+    def read(self, reply: Any) -> JobStatus | None:
+        word = reply.decode()
+        return None if word == "missing" else JobStatus(word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drain(Operation[int]):
+    """Fail every queued job of an app with one reason; `broken` also refuses new ones."""
+
+    script: ClassVar[str] = "drain"
+    app: str
+    failure: JobFailure
+    job_ttl: timedelta
+    broken: bool
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.QUEUE + self.app, keys.APP + self.app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [
+            keys.JOB, self.failure.code, self.failure.message, int(self.job_ttl.total_seconds()),
+            keys.CHANNEL + self.app, int(self.broken),
+        ]  # fmt: skip
+
+    def read(self, reply: Any) -> int:
+        return int(reply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewApp(Operation[AppStatus]):
+    """An app at one moment."""
+
+    script: ClassVar[str] = "view_app"
+    app: str
+
+    @property
+    def keys(self) -> list[str]:
+        app = self.app
+        return [keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app, keys.APP + app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return []
+
+    def read(self, reply: Any) -> AppStatus:
+        now, queued, running, texts, (broken, seconds_per_job, load_seconds, wish) = reply
+        replicas, slots = list[ReplicaPresence](), 0
+        for text in texts:
+            fields = json.loads(text)
+            presence = ReplicaPresence(
+                id=fields["id"], state=AppState(fields["state"]), phase=fields["phase"],
+                pid=fields["pid"], node=fields["node"],
+            )  # fmt: skip
+            replicas.append(presence)
+            slots += fields["slots"] if presence.state is not AppState.LOADING else 0
+        return AppStatus(
+            state=_app_state(replicas, slots, queued + running, broken is not None),
+            phase=replicas[0].phase if replicas else None,
+            queued=queued,
+            running=running,
+            replicas=tuple(replicas),
+            broken_reason=broken.decode() if broken else None,
+            seconds_per_job=float(seconds_per_job) if seconds_per_job else None,
+            load_seconds=float(load_seconds) if load_seconds else None,
+            wished=wish is not None and float(wish) > now,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewJob(Operation[Job]):
+    """A job at one moment.
+
+    Raises (in `read`):
+        JobNotFoundError, JobExpiredError.
+    """
+
+    script: ClassVar[str] = "view_job"
+    job_id: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id, keys.INDEX]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [self.job_id, keys.QUEUE]
+
+    def read(self, reply: Any) -> Job:
+        if reply[0] == b"missing":
+            raise JobNotFoundError(self.job_id)
+        if reply[0] == b"expired":
+            raise JobExpiredError(self.job_id)
+        flat: list[bytes] = reply[1]
+        fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+        meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
+        error, metrics = meta.get("error"), meta.get("metrics")
+        return Job(
+            id=fields["id"],
+            app=fields["app"],
+            model=fields["model"],
+            status=JobStatus(fields["status"]),
+            params=GenerationParams.from_json(fields["request"]),
+            created_at=_time(fields["created"]),
+            started_at=_time(fields["started"]) if "started" in fields else None,
+            finished_at=_time(fields["ended"]) if "ended" in fields else None,
+            phase=fields.get("phase"),
+            step=int(fields.get("step", 0)),
+            position=reply[2],
+            attempt=int(fields["attempt"]),
+            cancel_requested="cancel" in fields,
+            owner=fields.get("owner"),
+            result_keys=tuple(meta.get("results") or ()),
+            image_seeds=tuple(meta.get("seeds") or ()),
+            metrics=ComputeMetrics(**metrics) if metrics else None,
+            error=JobFailure(**error) if error else None,
+        )
+
+
+def script_text(name: str) -> str:
+    return files("sdserve").joinpath("lua", f"{name}.lua").read_text()
+
+
+def _app_state(
+    replicas: Sequence[ReplicaPresence], slots: int, work: int, broken: bool
+) -> AppState:
+    if broken:
+        return AppState.BROKEN
+    if not replicas:
+        return AppState.COLD
+    if slots == 0:
+        return AppState.LOADING
+    return AppState.BUSY if work >= slots else AppState.READY
+
+
+def _milliseconds(span: timedelta) -> int:
+    return int(span.total_seconds() * 1000)
+
+
+def _time(milliseconds: str) -> datetime:
+    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)

@@ -1,0 +1,71 @@
+"""The settings of every command and process, read from the environment once, by its `main`."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from platformdirs import user_state_path
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sdserve.errors import SdServeError
+
+
+class SettingsError(SdServeError):
+    """An environment variable cannot be read."""
+
+    code = "invalid_settings"
+
+
+def _seconds(value: object) -> object:
+    return float(value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+
+
+class Settings(BaseSettings):
+    """Values of the environment. Times are seconds there."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    redis_url: str | None = Field(default=None, validation_alias="REDIS_URL")
+    ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
+    http_host: str = Field(default="127.0.0.1", validation_alias="SD_HTTP_HOST")
+    http_port: int = Field(default=8000, ge=1, le=65535, validation_alias="SD_HTTP_PORT")
+    models_dir: Path = Field(
+        default=Path("/data/models/stablediffusion"), validation_alias="SD_MODELS_DIR"
+    )
+    state_dir: Path = Field(
+        default_factory=lambda: user_state_path("sdserve"), validation_alias="SD_STATE_DIR"
+    )
+    lease: Seconds = Field(
+        default=timedelta(seconds=15), ge=timedelta(seconds=1), validation_alias="SD_LEASE"
+    )
+    job_ttl: Seconds = Field(
+        default=timedelta(hours=24), ge=timedelta(minutes=1), validation_alias="SD_JOB_TTL"
+    )
+    result_ttl: Seconds = Field(
+        default=timedelta(hours=1), ge=timedelta(minutes=1), validation_alias="SD_RESULT_TTL"
+    )
+    max_result_bytes: int = Field(
+        default=32 * 2**20, ge=2**20, validation_alias="SD_MAX_RESULT_BYTES"
+    )
+    redis_memory_bytes: int = Field(
+        default=2**30, ge=64 * 2**20, validation_alias="SD_REDIS_MEMORY_BYTES"
+    )
+
+
+def read_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsError: a variable has no valid value; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = f"The environment variable {name} is wrong: {first['msg']}. Correct or unset it."
+        raise SettingsError(message) from error

@@ -1,0 +1,228 @@
+"""The job store: operations run on Redis by a blocking or an asyncio client.
+
+Replicas, tasks and commands block; the HTTP edge does not. All policy is in the operations and
+their scripts; this is the I/O.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from redis import Redis
+from redis import asyncio as aioredis
+from redis.backoff import ExponentialBackoff
+from redis.commands.core import AsyncScript, Script
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,  # noqa: A004 (redis-py's own name)
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,  # noqa: A004
+)
+from redis.retry import Retry
+
+from sdserve import keys
+from sdserve.apps import AppSpec, AppStatus
+from sdserve.errors import StoreUnavailableError
+from sdserve.operations import Operation, ViewApp, script_text
+
+Reply = TypeVar("Reply")
+
+# A first connection costs several round trips; a dead server must be noticed within a second.
+CONNECT_TIMEOUT = 0.5  # seconds
+REPLY_TIMEOUT = 1.0  # seconds
+UNCLAIMED_RESULT_TTL = timedelta(minutes=5)  # of a blob whose finish never came: it vanishes alone
+
+
+def connect(url: str, *, reply_timeout: float = REPLY_TIMEOUT) -> Redis:
+    """A blocking client with short time-outs and one retry."""
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=CONNECT_TIMEOUT,
+        socket_timeout=reply_timeout,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),
+    )
+
+
+def connect_async(url: str, *, reply_timeout: float | None = REPLY_TIMEOUT) -> "aioredis.Redis":
+    """An asyncio client with short time-outs and one retry."""
+    return aioredis.Redis.from_url(
+        url,
+        socket_connect_timeout=CONNECT_TIMEOUT,
+        socket_timeout=reply_timeout,
+        health_check_interval=30,
+        retry=aioredis.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),
+    )
+
+
+@contextmanager
+def store_errors() -> Generator[None]:
+    """Redis' ways of being away, as our one error."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        message = "Redis is full: wait until results expire, or raise its maxmemory."
+        raise StoreUnavailableError(message) from error
+    except AuthenticationError as error:
+        message = "Redis refuses the password in REDIS_URL: correct it."
+        raise StoreUnavailableError(message) from error
+    except BusyLoadingError as error:
+        raise StoreUnavailableError("Redis is still loading its data: retry soon.") from error
+    except ReadOnlyError as error:
+        message = "Redis is a read-only replica: REDIS_URL must name the primary."
+        raise StoreUnavailableError(message) from error
+    except (ConnectionError, TimeoutError) as error:
+        message = (
+            f"Redis does not answer ({error}): check that it runs and that REDIS_URL is right."
+        )
+        raise StoreUnavailableError(message) from error
+
+
+class RedisJobStore:
+    """The job store over a blocking client. Safe to share between threads."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._scripts: dict[str, Script] = {}
+
+    def run(self, operation: Operation[Reply]) -> Reply:
+        """Run one operation.
+
+        Raises:
+            StoreUnavailableError: Redis is away or full.
+        """
+        name = operation.script
+        if name not in self._scripts:
+            self._scripts[name] = self._redis.register_script(script_text(name))
+        with store_errors():
+            reply: Any = self._scripts[name](keys=operation.keys, args=operation.arguments)
+        return operation.read(reply)
+
+    def app_status(self, app: str) -> AppStatus:
+        return self.run(ViewApp(app=app))
+
+    def put_results(self, job_id: str, fence: int, blobs: Sequence[bytes]) -> list[str]:
+        """Store the images of one attempt, to be made visible by `Finish`. Returns their keys."""
+        names = [keys.result(job_id, fence, k) for k in range(len(blobs))]
+        with store_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for name, blob in zip(names, blobs, strict=True):
+                pipe.set(name, blob, ex=UNCLAIMED_RESULT_TTL)
+            pipe.execute()
+        return names
+
+    def wait_for_work(self, app: str, seconds: float) -> None:
+        """Block until a job may be waiting, or for `seconds` (less than the reply time-out)."""
+        with store_errors():
+            self._redis.blpop([keys.WAKE + app], timeout=seconds)
+
+    def leave(self, app: str, replica: str) -> None:
+        """A replica says goodbye: at once, nobody counts on its slots."""
+        with store_errors():
+            self._redis.hdel(keys.REPLICAS + app, replica)
+
+    def note_load(self, app: str, seconds: float) -> None:
+        """Remember how long a start took, for the next cold ETA; it ends a run of failures."""
+        with store_errors():
+            self._redis.hset(keys.APP + app, "load_seconds", str(round(seconds, 2)))
+            self._redis.hdel(keys.APP + app, "load_failures")
+
+    def count_load_failure(self, app: str) -> int:
+        """One more start of this app has failed. Returns how many in a row."""
+        with store_errors():
+            return int(self._redis.hincrby(keys.APP + app, "load_failures", 1))
+
+    def heal(self, app: str) -> None:
+        """Forget that an app was broken (a redeploy)."""
+        with store_errors():
+            self._redis.hdel(keys.APP + app, "broken", "load_failures")
+
+    def wish_replica(self, app: str, seconds: float) -> None:
+        """Ask for a warm replica ahead of traffic, for so long."""
+        with store_errors():
+            now: Any = self._redis.time()
+            until = int((now[0] + seconds) * 1000)
+            self._redis.hset(keys.APP + app, "wish_until", str(until))
+
+    def register_app(self, spec: AppSpec) -> None:
+        with store_errors():
+            self._redis.hset(keys.APPS, spec.name, spec.to_json())
+
+    def unregister_app(self, app: str) -> None:
+        with store_errors():
+            self._redis.hdel(keys.APPS, app)
+
+    def apps(self) -> dict[str, AppSpec]:
+        """What is deployed, by name."""
+        with store_errors():
+            texts: Any = self._redis.hgetall(keys.APPS)
+        return {name.decode(): AppSpec.from_json(text) for name, text in sorted(texts.items())}
+
+    def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
+        """Forget the index entries of jobs whose record expired, once they are `older_than`.
+
+        Until then such a job answers 410 (gone), after it 404 (unknown). Returns how many went.
+        """
+        with store_errors():
+            now: Any = self._redis.time()
+            until = (now[0] - older_than.total_seconds()) * 1000
+            old: Any = self._redis.zrangebyscore(keys.INDEX, "-inf", until, start=0, num=limit)
+            if not old:
+                return 0
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in old:
+                    pipe.exists(keys.JOB + job_id.decode())
+                gone = [
+                    job_id for job_id, alive in zip(old, pipe.execute(), strict=True) if not alive
+                ]
+            if gone:
+                indexes = [keys.INDEX, *(f"{keys.INDEX}:{app}" for app in self.apps())]
+                with self._redis.pipeline(transaction=False) as pipe:
+                    for index in indexes:
+                        pipe.zrem(index, *gone)
+                    pipe.execute()
+        return len(gone)
+
+
+class AsyncJobStore:
+    """The job store over an asyncio client."""
+
+    def __init__(self, redis: "aioredis.Redis") -> None:
+        self._redis = redis
+        self._scripts: dict[str, AsyncScript] = {}
+
+    async def run(self, operation: Operation[Reply]) -> Reply:
+        """Run one operation.
+
+        Raises:
+            StoreUnavailableError: Redis is away or full.
+        """
+        name = operation.script
+        if name not in self._scripts:
+            self._scripts[name] = self._redis.register_script(script_text(name))
+        with store_errors():
+            reply: Any = await self._scripts[name](keys=operation.keys, args=operation.arguments)
+        return operation.read(reply)
+
+    async def results(self, names: Sequence[str]) -> list[bytes | None]:
+        """The images behind these keys; None for one that has expired."""
+        with store_errors():
+            return await self._redis.mget(list(names)) if names else []
+
+    async def apps(self) -> dict[str, AppSpec]:
+        with store_errors():
+            texts: Any = await self._redis.hgetall(keys.APPS)
+        return {name.decode(): AppSpec.from_json(text) for name, text in sorted(texts.items())}
+
+    async def statuses(self, apps: Sequence[str]) -> list[AppStatus]:
+        """The state of several apps in one round trip."""
+        views = [ViewApp(app=app) for app in apps]
+        text = script_text(ViewApp.script)
+        with store_errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for view in views:
+                    pipe.eval(text, len(view.keys), *view.keys, *view.arguments)
+                replies: list[Any] = await pipe.execute()
+        return [view.read(reply) for view, reply in zip(views, replies, strict=True)]

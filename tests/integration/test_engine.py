@@ -1,0 +1,345 @@
+"""The engine on the demo models: the same pixels as plain diffusers, alone and in a batch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sdserve.checkpoints import Checkpoint, inspect_checkpoint
+from sdserve.errors import CheckpointError, OutOfMemoryError, UnsupportedCheckpointError
+from sdserve.families import SCHEDULERS, Family
+from sdserve.generation import GenerationParams, ImageFormat
+from sdserve.safetensors_header import read_header
+from tests.judge import obeys
+from workers.engine import Denoising, DiffusionEngine
+from workers.images import encode_image
+from workers.loading import load_engine
+from workers.pipeline_config import config_folder
+
+pytestmark = pytest.mark.integration
+
+DIFFUSERS: Any = diffusers  # its names are lazy, type checkers see none of them
+DEMO_MODELS = Path(__file__).parents[2] / "demo_models"
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module", params=["tiny-shapes-sd15", "tiny-shapes-sdxl"])
+def path(request: pytest.FixtureRequest) -> Path:
+    return DEMO_MODELS / f"{request.param}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path) -> DiffusionEngine:
+    return load(path)
+
+
+@pytest.fixture(scope="module")
+def plain(path: Path) -> Any:
+    """What a user of diffusers would load."""
+    family = inspect_checkpoint(path)[0].family
+    loader = (
+        DIFFUSERS.StableDiffusionXLPipeline if family.is_xl else DIFFUSERS.StableDiffusionPipeline
+    )
+    with config_folder(path, family, read_header(path).metadata) as config:
+        pipeline = loader.from_single_file(str(path), config=str(config), local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load(path: Path, on_phase: Callable[[str], None] = lambda _: None) -> DiffusionEngine:
+    checkpoint, _ = inspect_checkpoint(path)
+    return load_engine(checkpoint, device="cpu", threads=1, on_phase=on_phase)
+
+
+def params(path: Path, **changes: Any) -> GenerationParams:
+    defaults = inspect_checkpoint(path)[1]
+    return replace(
+        GenerationParams(
+            prompt=PROMPT,
+            negative_prompt="",
+            num_inference_steps=defaults.steps,
+            guidance_scale=defaults.guidance_scale,
+            width=defaults.width,
+            height=defaults.height,
+            seed=7,
+            scheduler=defaults.scheduler,
+            num_images=1,
+            format=ImageFormat.PNG,
+        ),
+        **changes,
+    )
+
+
+def denoise(engine: DiffusionEngine, asked: GenerationParams, image_index: int = 0) -> Denoising:
+    denoising = engine.begin(asked, image_index)
+    while not denoising.is_done:
+        engine.step([denoising])
+    return denoising
+
+
+def draw(engine: DiffusionEngine, asked: GenerationParams) -> NDArray[np.uint8]:
+    return engine.decode(denoise(engine, asked))
+
+
+def draw_plainly(plain: Any, asked: GenerationParams) -> NDArray[np.uint8]:
+    class_name, options = SCHEDULERS[asked.scheduler]
+    own = plain.scheduler
+    plain.scheduler = getattr(DIFFUSERS, class_name).from_config(own.config, **options)
+    try:
+        image = plain(
+            asked.prompt,
+            negative_prompt=asked.negative_prompt or None,
+            num_inference_steps=asked.num_inference_steps,
+            guidance_scale=asked.guidance_scale,
+            width=asked.width,
+            height=asked.height,
+            generator=torch.Generator().manual_seed(asked.seed),
+        ).images[0]
+    finally:
+        plain.scheduler = own
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_alone_it_is_bit_exact_with_plain_diffusers(
+    path: Path, engine: DiffusionEngine, plain: Any, scheduler: str
+) -> None:
+    asked = params(path, scheduler=scheduler, num_inference_steps=6)
+    assert (draw(engine, asked) == draw_plainly(plain, asked)).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance_scale": 0.0},
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 7.3},
+        {"negative_prompt": "a green square"},
+        {"width": 96, "height": 160},
+        {"width": 72, "height": 104},
+        {"num_inference_steps": 1},
+        {"seed": 2**32 - 1},
+    ],
+    ids=str,
+)
+def test_every_parameter_means_what_it_means_to_diffusers(
+    path: Path, engine: DiffusionEngine, plain: Any, changes: dict[str, Any]
+) -> None:
+    asked = params(path, scheduler="euler", **({"num_inference_steps": 4} | changes))
+    assert (draw(engine, asked) == draw_plainly(plain, asked)).all()
+
+
+def test_the_picture_obeys_the_prompt(path: Path, engine: DiffusionEngine) -> None:
+    assert obeys(draw(engine, params(path)), PROMPT)
+
+
+def test_pictures_batched_together_are_those_drawn_alone(
+    path: Path, engine: DiffusionEngine
+) -> None:
+    """Another prompt, seed, guidance, sampler and step count each; one joins late."""
+    jobs = [
+        params(path, seed=1),
+        params(path, seed=2, guidance_scale=1.0, scheduler="pndm", num_inference_steps=9),
+        params(
+            path,
+            seed=3,
+            prompt="a white square on a green background",
+            guidance_scale=7.5,
+            scheduler="euler_a",
+            num_inference_steps=7,
+        ),
+    ]
+    alone = [denoise(engine, job).latents for job in jobs]
+    together = [engine.begin(job, 0) for job in jobs]
+    engine.step(together[:2])
+    while active := [denoising for denoising in together if not denoising.is_done]:
+        engine.step(active)
+    for expected, denoising in zip(alone, together, strict=True):
+        difference = (denoising.latents - expected).abs().max() / expected.abs().max()
+        assert difference < 1e-4
+
+
+def test_same_seed_same_bytes(path: Path, engine: DiffusionEngine) -> None:
+    asked = params(path, num_inference_steps=4)
+    first, second, other = (
+        encode_image(draw(engine, job), ImageFormat.PNG, asked, model="tiny", seed=7).data
+        for job in (asked, asked, replace(asked, seed=8))
+    )
+    assert first == second
+    assert first != other
+
+
+def test_image_k_of_a_request_is_drawn_from_seed_plus_k(
+    path: Path, engine: DiffusionEngine
+) -> None:
+    asked = params(path, seed=2**32 - 1, num_inference_steps=2, num_images=3)
+    third = denoise(engine, asked, 2)
+    assert third.seed == 1
+    assert torch.equal(third.latents, denoise(engine, replace(asked, seed=1)).latents)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "heun", "pndm"])
+def test_progress_counts_the_steps_that_were_asked_for(
+    path: Path, engine: DiffusionEngine, scheduler: str
+) -> None:
+    denoising = engine.begin(params(path, scheduler=scheduler, num_inference_steps=5), 0)
+    seen = [denoising.steps_done]
+    while not denoising.is_done:
+        engine.step([denoising])
+        seen.append(denoising.steps_done)
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0, 5)
+    assert 5 not in seen[:-1]
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|startoftext|>", "<|EndOfText|>"])
+def test_a_control_token_in_a_prompt_is_only_text(
+    path: Path, engine: DiffusionEngine, token: str
+) -> None:
+    """As a real end of text it would hide the words after it."""
+    drawn = [
+        denoise(engine, params(path, prompt=f"{token} {rest}", num_inference_steps=1)).latents
+        for rest in ("a red circle", "a green square")
+    ]
+    assert not torch.equal(*drawn)
+
+
+def test_out_of_memory_names_a_size_that_fits(
+    path: Path, engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    denoising = engine.begin(params(path, width=256, height=256), 0)
+    pipeline: Any = vars(engine)["_pipeline"]
+    monkeypatch.setattr(pipeline.unet, "forward", fail)
+    with pytest.raises(OutOfMemoryError, match="too little memory for 256x256: try 128x128"):
+        engine.step([denoising])
+    assert denoising.calls_done == 0
+
+
+def test_a_batch_that_does_not_fit_goes_one_by_one(
+    path: Path, engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline: Any = vars(engine)["_pipeline"]
+    forward = pipeline.unet.forward
+
+    def fits_one(latents: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(latents, *rest, **options)
+
+    monkeypatch.setattr(pipeline.unet, "forward", fits_one)
+    batch = [engine.begin(params(path, seed=seed), 0) for seed in (1, 2)]
+    engine.step(batch)
+    assert [denoising.calls_done for denoising in batch] == [1, 1]
+
+
+def test_a_picture_that_does_not_decode_at_once_is_decoded_in_tiles(
+    path: Path, engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline: Any = vars(engine)["_pipeline"]
+    decode = pipeline.vae.decode
+
+    def fits_tiles(*rest: Any, **options: Any) -> Any:
+        if not pipeline.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(*rest, **options)
+
+    monkeypatch.setattr(pipeline.vae, "decode", fits_tiles)
+    assert obeys(draw(engine, params(path)), PROMPT)
+    assert not pipeline.vae.use_tiling
+
+
+def test_loading_tells_its_phases_in_order(path: Path) -> None:
+    phases: list[str] = []
+    load(path, phases.append)
+    assert phases[-1] == "building the pipeline"
+    *reading, last = [phase for phase in phases[:-1] if phase != "importing libraries"]
+    assert all(phase.startswith("reading file ") for phase in reading)
+    assert last == "reading file 100%"
+
+
+def test_a_warmed_engine_draws_the_same(path: Path) -> None:
+    asked = params(path, num_inference_steps=2)
+    fresh, warmed = load(path), load(path)
+    warmed.warm()
+    assert (draw(fresh, asked) == draw(warmed, asked)).all()
+
+
+def test_a_file_that_changed_its_kind_since_it_was_deployed_is_refused(path: Path) -> None:
+    checkpoint, _ = inspect_checkpoint(path)
+    stale = replace(checkpoint, family=Family.SD2)
+    with pytest.raises(CheckpointError, match=r"was replaced by a .* deploy it again"):
+        load_engine(stale, device="cpu", threads=1, on_phase=lambda _: None)
+
+
+def test_a_file_with_missing_tensors_is_refused(path: Path, tmp_path: Path) -> None:
+    """diffusers leaves such a tensor on the meta device and draws garbage."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["model.diffusion_model.out.2.weight"]
+    damaged = tmp_path / path.name
+    save_file(tensors, damaged, metadata)
+    with pytest.raises(UnsupportedCheckpointError, match="use the full, unpruned checkpoint"):
+        load(damaged)
+
+
+def test_a_file_cannot_name_a_class_to_import(path: Path, tmp_path: Path) -> None:
+    header = read_header(path)
+    hostile = (
+        header.metadata["diffusers_config"]
+        .replace('"PNDMScheduler"', '"Popen"')
+        .replace('"EulerDiscreteScheduler"', '"Popen"')
+    )
+    checkpoint = Checkpoint(path=path, family=Family.SD1, size=0, mtime_ns=0)
+    with (
+        pytest.raises(CheckpointError, match="'diffusers_config'"),
+        config_folder(checkpoint.path, checkpoint.family, {"diffusers_config": hostile}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("family", "unet", "text"),
+    [
+        (Family.SD1, 859_520_964, 123_060_480),
+        (Family.SD2, 865_910_724, 340_387_840),
+        (Family.SD2_V, 865_910_724, 340_387_840),
+        (Family.SD2_TURBO, 865_910_724, 340_387_840),
+        (Family.SDXL, 2_567_463_684, 817_720_320),
+        (Family.SDXL_V, 2_567_463_684, 817_720_320),
+        (Family.SDXL_TURBO, 2_567_463_684, 817_720_320),
+    ],
+)
+def test_the_shipped_configurations_have_the_published_number_of_parameters(
+    family: Family, unet: int, text: int
+) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with config_folder(Path("x"), family, {}) as folder, torch.device("meta"):
+        parts = [
+            DIFFUSERS.UNet2DConditionModel.from_config(
+                DIFFUSERS.UNet2DConditionModel.load_config(folder / "unet")
+            ),
+            DIFFUSERS.AutoencoderKL.from_config(
+                DIFFUSERS.AutoencoderKL.load_config(folder / "vae")
+            ),
+        ]
+        texts: list[Any] = [CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))]
+        if family.is_xl:
+            config = CLIPTextConfig.from_pretrained(folder / "text_encoder_2")
+            texts.append(CLIPTextModelWithProjection(config))
+    counts = [sum(p.numel() for p in part.parameters()) for part in parts]
+    assert counts == [unet, 83_653_863]
+    assert sum(p.numel() for part in texts for p in part.parameters()) == text

@@ -1,0 +1,232 @@
+"""The HTTP client and the progress bar against a real server on a real socket."""
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from fastapi.responses import PlainTextResponse
+
+from deploy_scripts.client import (
+    ApiError,
+    InvalidUrlError,
+    SdClient,
+    ServerAwayError,
+    UnexpectedAnswerError,
+)
+from deploy_scripts.progress import follow
+from sdserve.jobs import JobStatus
+from tests.fake_server import APP, FakeServer, picture, problem, proxy_not_found
+
+FOX = {"prompt": "a fox", "seed": 7}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[SdClient]:
+    with SdClient(server.url, patience=timedelta(seconds=10)) as made:
+        yield made
+
+
+class Terminal(io.StringIO):
+    """A text stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_cold_app_answers_with_a_job_that_can_be_watched_to_its_picture(
+    server: FakeServer, client: SdClient
+) -> None:
+    server.seconds = 0.3
+    accepted = client.submit(APP, FOX)
+    assert accepted.status is JobStatus.QUEUED
+    assert accepted.phase == "reading file 43%"
+    assert accepted.progress is not None
+    assert accepted.progress.steps == 4
+
+    *_, final = client.watch(accepted.id)
+
+    assert final.status is JobStatus.SUCCEEDED
+    assert final.parameters["seed"] == 7
+    assert final.seconds == 2.0
+    assert [image.data for image in client.pictures(final)] == [picture(7)]
+    assert client.image(final.id).data == picture(7)
+
+
+def test_a_warm_app_answers_with_the_finished_job(server: FakeServer, client: SdClient) -> None:
+    server.is_warm = True
+    done = client.submit(APP, FOX)
+    assert done.status is JobStatus.SUCCEEDED
+    assert done.compute_metrics == {"query_duration_seconds": 2.0}
+    assert client.pictures(done)[0].media_type == "image/png"
+
+
+def test_respond_async_is_a_job_even_when_warm(server: FakeServer, client: SdClient) -> None:
+    server.is_warm = True
+    assert not client.submit(APP, FOX, prefer="respond-async").status.is_final
+
+
+def test_several_pictures_come_in_order(server: FakeServer, client: SdClient) -> None:
+    server.is_warm = True
+    done = client.submit(APP, {**FOX, "num_images": 3})
+    assert [image.data for image in client.pictures(done)] == [picture(k) for k in (7, 8, 9)]
+
+
+def test_an_unfinished_job_has_no_pictures(server: FakeServer, client: SdClient) -> None:
+    server.seconds = 60
+    with pytest.raises(UnexpectedAnswerError, match="is queued and has no result"):
+        client.pictures(client.submit(APP, FOX))
+
+
+def test_pictures_that_are_gone_are_an_error_not_an_empty_list(
+    server: FakeServer, client: SdClient
+) -> None:
+    server.seconds = 0.0001
+    job = client.submit(APP, FOX)
+    *_, final = client.watch(job.id)
+    server.expired_ids.add(job.id)
+    again = client.submit(APP, FOX, idempotency_key=next(iter(server.keys)))
+    assert again.id == final.id
+    with pytest.raises(ApiError, match="has expired") as caught:
+        client.pictures(again)
+    assert caught.value.status == 410
+
+
+def test_a_full_queue_is_waited_for_as_long_as_it_says(
+    server: FakeServer, client: SdClient
+) -> None:
+    server.refusals = [problem(503, "queue_full", "The queue is full.", retry_after=1)]
+    began = time.monotonic()
+    client.submit(APP, FOX)
+    assert time.monotonic() - began >= 1
+    assert server.prompts == ["a fox"]
+
+
+def test_a_starting_proxy_is_waited_for(server: FakeServer, client: SdClient) -> None:
+    server.refusals = [proxy_not_found(), PlainTextResponse("Internal Server Error", 500)]
+    assert client.submit(APP, FOX).id in server.jobs
+
+
+def test_a_lost_answer_does_not_become_a_second_job(server: FakeServer, client: SdClient) -> None:
+    server.lose_answers = 2
+    job = client.submit(APP, FOX)
+    assert len(server.submissions) == 3
+    assert list(server.jobs) == [job.id]
+
+
+def test_equal_fields_in_another_order_are_the_same_request(
+    server: FakeServer, client: SdClient
+) -> None:
+    first = client.submit(APP, {"prompt": "a fox", "seed": 7}, idempotency_key="k")
+    second = client.submit(APP, {"seed": 7, "prompt": "a fox"}, idempotency_key="k")
+    assert first.id == second.id
+
+
+def test_a_refused_request_is_one_sentence_and_is_not_repeated(
+    server: FakeServer, client: SdClient
+) -> None:
+    server.refused_prompts = {"a fox"}
+    with pytest.raises(ApiError) as caught:
+        client.submit(APP, FOX)
+    assert str(caught.value) == "prompt: this server dislikes it"
+    assert caught.value.status == 422
+    assert len(server.submissions) == 1
+
+
+def test_a_broken_app_is_not_waited_for(server: FakeServer, client: SdClient) -> None:
+    server.refusals = [problem(503, "app_broken", "The app cannot load its checkpoint.")]
+    with pytest.raises(ApiError, match="cannot load its checkpoint"):
+        client.submit(APP, FOX)
+
+
+def test_an_unknown_job_is_an_api_error(client: SdClient) -> None:
+    with pytest.raises(ApiError, match="No job has the id 'nope'") as caught:
+        client.job("nope")
+    assert caught.value.status == 404
+
+
+def test_cancel_ends_a_job_and_a_second_cancel_says_so(
+    server: FakeServer, client: SdClient
+) -> None:
+    server.seconds = 60
+    job = client.submit(APP, FOX)
+    assert client.cancel(job.id).status is JobStatus.CANCELLED
+    with pytest.raises(ApiError, match="cancelled already") as caught:
+        client.cancel(job.id)
+    assert caught.value.status == 409
+
+
+def test_models_are_listed(client: SdClient) -> None:
+    assert [model["id"] for model in client.models()] == [APP]
+
+
+def test_no_server_is_a_sentence_after_the_patience() -> None:
+    waits: list[str] = []
+    nobody = FakeServer()  # its port is free: never started
+    patience = timedelta(seconds=0.4)
+    with (
+        SdClient(nobody.url, patience=patience, waiting=waits.append) as client,
+        pytest.raises(ServerAwayError, match="start the server"),
+    ):
+        client.models()
+    assert waits
+    assert nobody.url in waits[0]
+
+
+def test_a_server_that_comes_back_is_found_again(server: FakeServer, client: SdClient) -> None:
+    server.seconds = 0.3
+    job = client.submit(APP, FOX)
+    server.stop()
+    timer = threading.Timer(0.5, server.start)
+    timer.start()
+    *_, final = client.watch(job.id)
+    timer.join()
+    assert final.status is JobStatus.SUCCEEDED
+
+
+def test_another_kind_of_server_is_named_as_such(server: FakeServer, client: SdClient) -> None:
+    server.refusals = [PlainTextResponse("<html>welcome</html>", 200)]
+    with pytest.raises(UnexpectedAnswerError, match="not one of an sdserve server"):
+        client.models()
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "", "http://", "http://[::1"])
+def test_an_address_that_is_no_http_url_is_refused(url: str) -> None:
+    with pytest.raises(InvalidUrlError, match="is not the address of a server"):
+        SdClient(url)
+
+
+def test_follow_writes_one_line_a_phase_into_a_log(server: FakeServer, client: SdClient) -> None:
+    server.seconds = 0.6
+    out = io.StringIO()
+    job = client.submit(APP, FOX)
+    assert follow(client, job.id, out).status is JobStatus.SUCCEEDED
+    assert out.getvalue().splitlines()[-1] == "succeeded"
+    assert "reading file 43%" in out.getvalue()
+
+
+def test_follow_draws_a_bar_on_a_terminal(server: FakeServer, client: SdClient) -> None:
+    server.seconds = 0.9
+    out = Terminal()
+    job = client.submit(APP, FOX)
+    follow(client, job.id, out)
+    assert "reading file 43%" in out.getvalue()
+    assert "43%" in out.getvalue()
+    assert "100%" in out.getvalue().splitlines()[-1]
+
+
+def test_follow_returns_a_failed_job(server: FakeServer, client: SdClient) -> None:
+    server.failing_prompts = {"a fox"}
+    job = client.submit(APP, FOX)
+    failed = follow(client, job.id, io.StringIO())
+    assert failed.status is JobStatus.FAILED
+    assert failed.error is not None
+    assert failed.error.message == "The model said no."

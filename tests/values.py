@@ -1,0 +1,87 @@
+"""Values that many tests need."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sdserve.apps import AppSpec
+from sdserve.checkpoints import Checkpoint
+from sdserve.families import Family, GenerationDefaults
+from sdserve.generation import ComputeMetrics, GenerationParams, ImageFormat
+from sdserve.jobs import new_job_id
+from sdserve.operations import Finish, Submit
+
+APP = "sd-test"
+JOB_TTL = timedelta(hours=1)
+RESULT_TTL = timedelta(minutes=30)
+LEASE = timedelta(seconds=10)
+
+DEFAULTS = GenerationDefaults(
+    width=128,
+    height=128,
+    steps=20,
+    guidance_scale=5.0,
+    scheduler="ddim",
+    size_multiple=8,
+    min_size=64,
+    max_size=256,
+)
+METRICS = ComputeMetrics(
+    query_duration_seconds=1.0,
+    replica_cpu_percent=100.0,
+    replica_memory_mb=500.0,
+    replica_num_cpus=1.0,
+)
+
+
+def params(**changes: Any) -> GenerationParams:
+    fields: dict[str, Any] = {
+        "prompt": "a red circle on a blue background",
+        "negative_prompt": "",
+        "num_inference_steps": 20,
+        "guidance_scale": 5.0,
+        "width": 128,
+        "height": 128,
+        "seed": 7,
+        "scheduler": "ddim",
+        "num_images": 1,
+        "format": ImageFormat.BASE64,
+    }
+    return GenerationParams(**{**fields, **changes})
+
+
+def spec(**changes: Any) -> AppSpec:
+    fields: dict[str, Any] = {
+        "name": APP,
+        "checkpoint": Checkpoint(
+            path=Path("/models/test.safetensors"), family=Family.SD1, size=1000, mtime_ns=10**18
+        ),
+        "defaults": DEFAULTS,
+        "num_gpus": 0.0,
+        "num_cpus": 1.0,
+    }
+    return AppSpec(**{**fields, **changes})
+
+
+def submit(**changes: Any) -> Submit:
+    fields: dict[str, Any] = {
+        "job_id": new_job_id(),
+        "app": APP,
+        "model": "test",
+        "params": params(),
+        "queue_limit": 100,
+        "digest": "digest",
+    }
+    return Submit(**{**fields, **changes})
+
+
+def finish(job_id: str, fence: int, status: Any, **changes: Any) -> Finish:
+    fields: dict[str, Any] = {
+        "app": APP,
+        "job_id": job_id,
+        "fence": fence,
+        "status": status,
+        "job_ttl": JOB_TTL,
+        "result_ttl": RESULT_TTL,
+    }
+    return Finish(**{**fields, **changes})

@@ -1,0 +1,109 @@
+"""Keeps a replica's presence and its jobs' leases alive.
+
+On a thread apart from the GPU loop: no denoising step, however slow, can miss a heartbeat.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+from sdserve.apps import AppState, ReplicaPresence
+from sdserve.errors import StoreUnavailableError
+from sdserve.jobs import ClaimedJob
+from sdserve.operations import Beat, JobProgress, Pulse
+from sdserve.store import RedisJobStore
+
+log = logging.getLogger(__name__)
+
+MIN_INTERVAL = 0.2  # seconds; progress is sent at most so often
+
+
+class Heartbeat:
+    """The voice of one replica in the job store."""
+
+    def __init__(
+        self,
+        store: RedisJobStore,
+        app: str,
+        presence: ReplicaPresence,
+        *,
+        slots: int,
+        lease: timedelta,
+    ) -> None:
+        self._store = store
+        self._app = app
+        self._presence = presence
+        self._slots = slots
+        self._lease = lease
+        self._jobs: dict[str, JobProgress] = {}
+        self._pulses: dict[str, Pulse] = {}
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def announce(self, state: AppState, phase: str) -> None:
+        """Say what the replica is doing."""
+        with self._lock:
+            self._presence = replace(self._presence, state=state, phase=phase)
+        self._changed.set()
+
+    def hold(self, job: ClaimedJob) -> None:
+        """Keep this job's lease from now on."""
+        self.progress(job, step=0, phase="encoding the prompt")
+
+    def progress(self, job: ClaimedJob, *, step: int, phase: str) -> None:
+        """Note how far a held job is."""
+        with self._lock:
+            self._jobs[job.id] = JobProgress(job_id=job.id, fence=job.fence, step=step, phase=phase)
+        self._changed.set()
+
+    def pulse(self, job: ClaimedJob) -> Pulse:
+        """What the last heartbeat learnt about this job."""
+        return self._pulses.get(job.id, Pulse.OK)
+
+    def drop(self, job: ClaimedJob) -> None:
+        """Let go of a job that has ended."""
+        with self._lock:
+            self._jobs.pop(job.id, None)
+            self._pulses.pop(job.id, None)
+
+    def stop(self) -> None:
+        """Stop beating and leave the app: nobody counts on this replica's slots any more."""
+        self._stopped.set()
+        self._changed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._store.leave(self._app, self._presence.id)
+
+    def _run(self) -> None:
+        interval = self._lease.total_seconds() / 3
+        while not self._stopped.is_set():
+            self._changed.clear()
+            try:
+                self._beat()
+            except StoreUnavailableError as error:
+                log.warning("heartbeat failed: %s", error)
+                self._changed.set()  # again at once, after the pause below
+            except Exception:
+                # A replica without a heartbeat loses its jobs: whatever this was, go on beating.
+                log.exception("heartbeat failed")
+            time.sleep(MIN_INTERVAL)
+            self._changed.wait(interval)
+
+    def _beat(self) -> None:
+        with self._lock:
+            presence, jobs = self._presence, list(self._jobs.values())
+        beat = Beat(
+            app=self._app, presence=presence, slots=self._slots, lease=self._lease, jobs=jobs
+        )
+        pulses = self._store.run(beat)
+        with self._lock:
+            for job, pulse in zip(jobs, pulses, strict=True):
+                if job.job_id in self._jobs:
+                    self._pulses[job.job_id] = pulse

@@ -1,0 +1,53 @@
+"""Pull a file into the page cache with parallel reads, while the libraries are being imported.
+
+The loader maps the file into memory and faults page by page, at about 1 GB/s; four readers reach
+2.7 GB/s on the same disk, so the mapping then finds every page already there.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import count
+from pathlib import Path
+
+_READERS = 4
+_CHUNK = 4 << 20  # bytes
+
+
+class Prefetch:
+    """A running read of one file; starts when made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = path.stat().st_size  # bytes
+        self._offsets = count(0, _CHUNK)  # next() on it is atomic
+        self._read = [0] * _READERS  # bytes so far; one writer each
+        pool = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="prefetch")
+        self._readers = [pool.submit(self._pull, reader) for reader in range(_READERS)]
+        pool.shutdown(wait=False)
+
+    def progress(self) -> Iterator[int]:
+        """Percent read, at most every 5, until the whole file is read; it ends with 100.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        told = -5
+        while wait(self._readers, timeout=0.05).not_done:
+            percent = 100 * sum(self._read) // self._size
+            if percent >= told + 5:
+                told = percent
+                yield percent
+        for reader in self._readers:
+            reader.result()
+        if told < 100:
+            yield 100
+
+    def _pull(self, reader: int) -> None:
+        scratch = bytearray(_CHUNK)
+        file = os.open(self._path, os.O_RDONLY)
+        try:
+            while (offset := next(self._offsets)) < self._size:
+                self._read[reader] += os.preadv(file, [scratch], offset)  # releases the GIL
+        finally:
+            os.close(file)

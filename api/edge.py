@@ -1,7 +1,6 @@
 """What every HTTP application does with the job store: submit, look, wait, collect."""
 
 import asyncio
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -149,8 +148,3 @@ class Edge:
                     log.warning("%s: leases ran out: %s", app, reaped)
             except Exception as error:  # noqa: BLE001 (the reaper outlives whatever Redis does)
                 log.warning("%s: no reaping now: %s", app, error)
-
-
-def body_digest(body: bytes) -> str:
-    """What tells two bodies under one Idempotency-Key apart."""
-    return hashlib.sha256(body).hexdigest()

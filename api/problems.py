@@ -126,17 +126,17 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
         errors = [
-            FieldProblem(
-                field=".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]),
-                message=item["msg"],
-            )
-            for item in error.errors()
+            FieldProblem(field=_field(item), message=item["msg"]) for item in error.errors()
         ]
         detail = "; ".join(f"{item.field}: {item.message}" for item in errors)
         return problem(422, "invalid_request", detail, errors=errors)
 
     @app.exception_handler(HTTPException)
     async def starlette(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400 and error.__cause__ is not None:
+            # FastAPI's answer to a body that its JSON parser fails on in an unforeseen way.
+            errors = [FieldProblem(field="body", message="this is not JSON that can be read")]
+            return problem(422, "invalid_request", errors[0].message, errors=errors)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         detail = f"{request.method} {request.url.path}: {error.detail}. The routes are in /docs."
         headers = dict(error.headers) if error.headers else None
@@ -147,3 +147,11 @@ def install(app: FastAPI) -> None:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         detail = "The server failed on this request; its log has the traceback."
         return problem(500, "internal_error", detail)
+
+
+def _field(item: dict[str, Any]) -> str:
+    """The name of the wrong field; of a body that is no JSON at all, "body"."""
+    place, *names = item["loc"]
+    if item["type"] == "json_invalid" or not names:
+        return str(place)
+    return ".".join(str(name) for name in names)

@@ -76,13 +76,19 @@ class GenerateRequest(BaseModel):
         )
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class GenerateResponse(BaseModel):
     """A finished generation."""
 
     status: Literal["success"] = "success"
     model: str
     image: str | None = Field(description="the first image as a data URI; null once it expired")
-    images: list[str] | None = Field(default=None, description="all images, when several")
+    images: list[str] | None = Field(
+        default=None, exclude_if=_is_none, description="all images, when several"
+    )
     prompt: str
     parameters: dict[str, Any] = Field(description="everything that reproduces the picture")
     job_id: str

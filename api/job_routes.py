@@ -43,9 +43,10 @@ class JobRoutes:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
         router.get("/{job_id}", responses=problem_responses(404, 410, 422, 500, 503))(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
-        image = {"response_class": Response, "responses": _IMAGE_ANSWERS}
-        router.get("/{job_id}/image", **image)(self.first_image)
-        router.get("/{job_id}/image/{number}", **image)(self.image)
+        for path, answer in (("", self.first_image), ("/{number}", self.image)):
+            router.get("/{job_id}/image" + path, response_class=Response, responses=_IMAGE_ANSWERS)(
+                answer
+            )
         return router
 
     async def job(self, job_id: JobId, response: Response, wait: LongPoll = 0) -> JobResponse:

@@ -125,9 +125,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [
-            FieldProblem(field=_field(item), message=item["msg"]) for item in error.errors()
-        ]
+        errors = [FieldProblem(field=_field(item), message=item["msg"]) for item in error.errors()]
         detail = "; ".join(f"{item.field}: {item.message}" for item in errors)
         return problem(422, "invalid_request", detail, errors=errors)
 

@@ -55,10 +55,11 @@ def build_app(spec: AppSpec, surroundings: Surroundings) -> Any:
         name="DiffusionReplica",
         ray_actor_options={"num_gpus": spec.num_gpus, "num_cpus": spec.num_cpus},
         autoscaling_config=AutoscalingConfig(
-            min_replicas=spec.min_replicas,
+            # The policy keeps the minimum and the time itself. Were Serve to know the minimum,
+            # a deployment would block until there is a free GPU for it.
+            min_replicas=0,
             max_replicas=spec.max_replicas,
-            initial_replicas=spec.min_replicas,
-            # The policy keeps time itself; Serve must not add its own.
+            initial_replicas=0,
             upscale_delay_s=0,
             downscale_delay_s=0,
             downscale_to_zero_delay_s=0,

@@ -47,6 +47,7 @@ def connect(settings: Settings) -> None:
     if ray.is_initialized():
         return
     os.environ.update(RAY_ENVIRONMENT)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # our commands say what they do
     address = settings.ray_address or find_local(settings) or start_local(settings)
     try:
         ray.init(

@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from deploy_scripts.builder import Surroundings, build_app, build_gateway
+from sdserve import __version__
 from sdserve.apps import GATEWAY, AppSpec, name_apps
 from sdserve.checkpoints import inspect_checkpoint
 from sdserve.errors import (
@@ -138,7 +139,7 @@ class Deployer:
         for spec in self.store.apps().values():
             try:
                 checkpoint, defaults = inspect_checkpoint(spec.checkpoint.path)
-                self.deploy(replace(spec, checkpoint=checkpoint, defaults=defaults))
+                self.deploy(replace(spec, checkpoint=checkpoint, defaults=defaults, version=__version__))
             except (DeployError, CheckpointError) as error:
                 failures.append((spec, str(error)))
         return failures

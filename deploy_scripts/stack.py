@@ -111,7 +111,7 @@ def _start_worker(settings: Settings, redis_url: str) -> None:
 def _stay(settings: Settings) -> int:
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, lambda _number, _frame: told.set())
     told.wait()
     return down(settings)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
 
 from pydantic import TypeAdapter
 
+from sdserve import __version__
 from sdserve.checkpoints import Checkpoint
 from sdserve.errors import AppNameCollisionError
 from sdserve.families import GenerationDefaults
@@ -40,6 +40,7 @@ class AppSpec:
     idle_timeout: timedelta = timedelta(minutes=5)
     queue_limit: int = 100  # jobs waiting; beyond it a request is refused with 503
     slots: int = 1  # jobs that one replica denoises together
+    version: str = __version__  # of sdserve: an upgrade redeploys
 
     @property
     def route(self) -> str:
@@ -48,9 +49,9 @@ class AppSpec:
     def to_json(self) -> str:
         return _SPEC.dump_json(self).decode()
 
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        return _SPEC.validate_json(text)  # type: ignore[return-value]
+    @staticmethod
+    def from_json(text: str | bytes) -> "AppSpec":
+        return _SPEC.validate_json(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class AppStatus:
     seconds_per_job: float | None = None  # moving average of denoise + decode on this app
     load_seconds: float | None = None  # the last measured start: process, imports, weights
     wished: bool = False  # somebody asked for a warm replica ahead of traffic (preload)
+    device: str = "GPU"  # what a replica needs a free one of: "GPU" or "CPU"
 
 
 def app_name(checkpoint: Path) -> str:

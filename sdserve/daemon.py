@@ -6,6 +6,7 @@ One record file per process, so that it is found again and stopped by its own pi
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -62,10 +63,12 @@ class Daemon:
         """SIGTERM; after `patience` seconds SIGKILL, also to the children that are left."""
         if not self.is_running:
             return
-        process = psutil.Process(self.pid)
-        family = [process, *process.children(recursive=True)]
-        process.terminate()
-        _, left = psutil.wait_procs(family, timeout=patience)
-        for survivor in left:
-            survivor.kill()
-        psutil.wait_procs(left, timeout=10)
+        with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+            process = psutil.Process(self.pid)
+            family = [process, *process.children(recursive=True)]
+            process.terminate()
+            _, left = psutil.wait_procs(family, timeout=patience)
+            for survivor in left:
+                with suppress(psutil.NoSuchProcess):
+                    survivor.kill()
+            psutil.wait_procs(left, timeout=10)

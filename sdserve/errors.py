@@ -26,7 +26,7 @@ from pathlib import Path
 
 
 class SdServeError(Exception):
-    """Base of all errors of sdserve. `code` is stable and goes into problem types and job errors."""
+    """Base of all errors of sdserve. `code` is stable: problem types and job errors use it."""
 
     code = "internal_error"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -42,9 +42,9 @@ class GenerationParams:
     def to_json(self) -> str:
         return _PARAMS.dump_json(self).decode()
 
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        return _PARAMS.validate_json(text)  # type: ignore[return-value]
+    @staticmethod
+    def from_json(text: str | bytes) -> "GenerationParams":
+        return _PARAMS.validate_json(text)
 
     def to_dict(self) -> dict[str, Any]:
         """The `parameters` object of a response: JSON values only."""

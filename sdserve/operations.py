@@ -349,7 +349,7 @@ class ViewApp(Operation[AppStatus]):
         return []
 
     def read(self, reply: Any) -> AppStatus:
-        now, queued, running, texts, (broken, seconds_per_job, load_seconds, wish) = reply
+        now, queued, running, texts, (broken, seconds_per_job, load_seconds, wish, device) = reply
         replicas, slots = list[ReplicaPresence](), 0
         for text in texts:
             fields = json.loads(text)
@@ -360,7 +360,7 @@ class ViewApp(Operation[AppStatus]):
             replicas.append(presence)
             slots += fields["slots"] if presence.state is not AppState.LOADING else 0
         return AppStatus(
-            state=_app_state(replicas, slots, queued + running, broken is not None),
+            state=_app_state(replicas, slots, queued + running, broken=broken is not None),
             phase=replicas[0].phase if replicas else None,
             queued=queued,
             running=running,
@@ -369,6 +369,7 @@ class ViewApp(Operation[AppStatus]):
             seconds_per_job=float(seconds_per_job) if seconds_per_job else None,
             load_seconds=float(load_seconds) if load_seconds else None,
             wished=wish is not None and float(wish) > now,
+            device=device.decode() if device else "GPU",
         )
 
 
@@ -427,7 +428,7 @@ def script_text(name: str) -> str:
 
 
 def _app_state(
-    replicas: Sequence[ReplicaPresence], slots: int, work: int, broken: bool
+    replicas: Sequence[ReplicaPresence], slots: int, work: int, *, broken: bool
 ) -> AppState:
     if broken:
         return AppState.BROKEN

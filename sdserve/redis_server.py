@@ -79,7 +79,7 @@ def check_redis(url: str) -> list[str]:
     """
     redis = connect(url)
     with store_errors():
-        info: dict[str, Any] = redis.info()  # type: ignore[assignment]
+        info: dict[str, Any] = redis.info()
     version = str(info["redis_version"])  # Valkey names the Redis version it is compatible with
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
         message = f"The Redis at REDIS_URL has version {version}; 7.0 or newer is needed."

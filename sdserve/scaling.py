@@ -20,7 +20,7 @@ class Demand:
     min_replicas: int
     max_replicas: int
     idle_timeout: timedelta
-    _needs: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+    _needs: deque[tuple[float, int]] = field(init=False, default_factory=deque[tuple[float, int]])
 
     def wanted(self, status: AppStatus, current: int, now: float) -> int:
         """Replicas wanted at `now` (monotonic seconds) by an app that has `current` of them."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from redis import Redis
 from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript, Script
 from redis.exceptions import (
@@ -54,7 +55,7 @@ def connect_async(url: str, *, reply_timeout: float | None = REPLY_TIMEOUT) -> "
         socket_connect_timeout=CONNECT_TIMEOUT,
         socket_timeout=reply_timeout,
         health_check_interval=30,
-        retry=aioredis.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),
+        retry=AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 1),
     )
 
 
@@ -149,6 +150,8 @@ class RedisJobStore:
     def register_app(self, spec: AppSpec) -> None:
         with store_errors():
             self._redis.hset(keys.APPS, spec.name, spec.to_json())
+            device = "GPU" if spec.num_gpus else "CPU"
+            self._redis.hset(keys.APP + spec.name, "device", device)
 
     def unregister_app(self, app: str) -> None:
         with store_errors():
@@ -209,7 +212,8 @@ class AsyncJobStore:
     async def results(self, names: Sequence[str]) -> list[bytes | None]:
         """The images behind these keys; None for one that has expired."""
         with store_errors():
-            return await self._redis.mget(list(names)) if names else []
+            images: Any = await self._redis.mget(list(names)) if names else []
+        return images
 
     async def apps(self) -> dict[str, AppSpec]:
         with store_errors():

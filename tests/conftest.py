@@ -1,6 +1,7 @@
 """Fixtures of all tests: a real Redis of our own."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,23 @@ from redis import Redis
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import connect
+
+ACCEPTANCE = Path(__file__).parent / "acceptance"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Acceptance tests tell a story: inside a module they run as written.
+
+    pytest-randomly has shuffled before this (it wraps the hook); each module keeps its new place.
+    """
+    for module, group in groupby(list(enumerate(items)), key=lambda place: place[1].path):
+        if module.is_relative_to(ACCEPTANCE):
+            places, tests = zip(*group, strict=True)
+            items[places[0] : places[-1] + 1] = sorted(tests, key=_line)
+
+
+def _line(item: pytest.Item) -> int:
+    return item.location[1] or 0
 
 
 @pytest.fixture(scope="session")

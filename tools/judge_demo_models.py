@@ -63,7 +63,7 @@ def judge(path: Path, defaults: GenerationDefaults, *, n: int, sheet: str) -> fl
         inspect_checkpoint(path)[0], device="cpu", threads=1, on_phase=lambda _: None
     )
     loaded = time.perf_counter() - start
-    choose = random.Random(20260101)  # noqa: S311 (no secret)
+    choose = random.Random(20260101)
     pictures: list[tuple[Picture, str, bool]] = []
     start = time.perf_counter()
     for index in range(n):

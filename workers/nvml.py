@@ -43,7 +43,7 @@ class NvmlDevice:
 
     def gauges(self) -> Gauges:
         try:
-            memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+            memory: Any = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
             rates = pynvml.nvmlDeviceGetUtilizationRates(self._handle)
         except pynvml.NVMLError as error:
             log.warning("NVML gauges: %s", error)

@@ -3,6 +3,7 @@
 import io
 import time
 from base64 import b64decode
+from collections.abc import Callable
 from typing import Any, Self
 
 import httpx
@@ -65,7 +66,7 @@ class Server:
             assert self.finished(answer.json()["id"])["status"] == "succeeded"
         self.until(app, lambda health: health["state"] == "ready")
 
-    def until(self, app: str, condition: Any) -> dict[str, Any]:
+    def until(self, app: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The app's health once it fulfils `condition`."""
         deadline = time.monotonic() + LIMIT
         while True:

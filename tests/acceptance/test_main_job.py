@@ -175,9 +175,7 @@ def test_a_running_job_is_cancelled_within_a_step_and_shows_no_result(server: Se
     assert server.request("DELETE", f"/v1/jobs/{job_id}").status_code == 200
 
 
-def test_deploying_another_app_leaves_this_ones_replica_alone(
-    stack: Stack, server: Server
-) -> None:
+def test_deploying_another_app_leaves_this_ones_replica_alone(stack: Stack, server: Server) -> None:
     server.warm(A)
     before = server.replica_pids(A)
     out = deploy(stack, "tiny-shapes-sdxl", "--idle-timeout", "5")
@@ -272,6 +270,44 @@ def test_nothing_is_lost_when_redis_is_killed_while_a_job_runs(
     assert jobs[0]["result"]["image"] == jobs[1]["result"]["image"]
 
 
+def test_an_idle_app_gives_its_place_to_one_that_waits(stack: Stack, server: Server) -> None:
+    server.warm(A)
+    copy = stack.models / "wants-all-cpus.safetensors"
+    copy.write_bytes((stack.models / "tiny-shapes-sd15.safetensors").read_bytes())
+    done = stack.deploy_sd(copy.name, "--cpus", str(len(os.sched_getaffinity(0))))
+    assert done.returncode == 0, done.stderr
+    answer = server.generate("sd-wants-all-cpus", prompt="a red circle on a blue background")
+    assert server.finished(answer.json()["id"])["status"] == "succeeded"
+    assert server.replica_pids(A) == []
+    assert stack.deploy_sd("--delete", "sd-wants-all-cpus").returncode == 0
+
+
+def test_a_file_that_goes_bad_fails_its_jobs_with_the_reason_until_redeployed(
+    stack: Stack, server: Server
+) -> None:
+    file = stack.models / "goes-bad.safetensors"
+    good = (stack.models / "tiny-shapes-sd15.safetensors").read_bytes()
+    file.write_bytes(good)
+    assert stack.deploy_sd(file.name).returncode == 0
+    file.write_bytes(good[:-1000])
+    job = server.finished(server.generate("sd-goes-bad", prompt="x").json()["id"])
+    assert (job["status"], job["error"]["code"]) == ("failed", "app_broken")
+    assert "1,000 bytes are missing" in job["error"]["message"]
+    _is_problem(server.generate("sd-goes-bad", prompt="x"), 503)
+    _is_problem(server.get("/sd-goes-bad/v1/health"), 503)
+    file.write_bytes(good)
+    assert stack.deploy_sd(file.name).returncode == 0
+    again = server.generate("sd-goes-bad", prompt="x")
+    assert server.finished(again.json()["id"])["status"] == "succeeded"
+    assert stack.deploy_sd("--delete", "sd-goes-bad").returncode == 0
+
+
+def test_asking_for_more_than_the_cluster_has_is_refused(stack: Stack) -> None:
+    done = stack.deploy_sd("tiny-shapes-sd15.safetensors", "--cpus", "1000")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--cpus 1000: the Ray cluster has" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -329,9 +365,7 @@ def test_a_malformed_body_is_a_problem(server: Server, content: bytes) -> None:
         ("GET", "/nothing/here", 404),
     ],
 )
-def test_a_wrong_address_is_a_problem(
-    server: Server, method: str, path: str, status: int
-) -> None:
+def test_a_wrong_address_is_a_problem(server: Server, method: str, path: str, status: int) -> None:
     _is_problem(server.request(method, path), status)
 
 
@@ -344,9 +378,7 @@ def test_a_wrong_address_is_a_problem(
         ({"Accept": "image/jpeg"}, 406),
     ],
 )
-def test_a_wrong_header_is_a_problem(
-    server: Server, headers: dict[str, str], status: int
-) -> None:
+def test_a_wrong_header_is_a_problem(server: Server, headers: dict[str, str], status: int) -> None:
     body = {"prompt": "a red circle on a blue background", "format": "png"}
     _is_problem(server.generate(A, **body, headers=headers), status)
 

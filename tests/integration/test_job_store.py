@@ -2,6 +2,7 @@
 
 import threading
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -286,8 +287,9 @@ def test_a_server_that_is_away_is_one_clear_error() -> None:
 
 def _until_lease_is_over(redis: Redis) -> None:
     """Wait for the server's clock to pass the lease: it decides, not ours."""
-    ((_, end),) = redis.zrange(keys.LEASE + APP, 0, 0, withscores=True)  # type: ignore[misc]
+    leases: Any = redis.zrange(keys.LEASE + APP, 0, 0, withscores=True)
+    ((_, end),) = leases
     while True:
-        seconds, microseconds = redis.time()  # type: ignore[misc]
+        seconds, microseconds = map(int, redis.time())
         if seconds * 1000 + microseconds // 1000 >= end:
             return

@@ -9,7 +9,9 @@ from sdserve.apps import AppState, AppStatus
 from sdserve.scaling import Demand, evict
 
 
-def status(queued: int = 0, running: int = 0, *, wished: bool = False, broken: bool = False):
+def status(
+    queued: int = 0, running: int = 0, *, wished: bool = False, broken: bool = False
+) -> AppStatus:
     return AppStatus(
         state=AppState.COLD,
         phase=None,

@@ -44,7 +44,7 @@ class Batch:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "deploy_scripts.submit_batch", *self.arguments(*options)]
-        return subprocess.Popen(  # noqa: S603
+        return subprocess.Popen(
             command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
@@ -436,7 +436,7 @@ def test_a_folder_with_foreign_images_is_refused(
 def test_the_shell_script_shows_help_from_any_folder(tmp_path: Path) -> None:
     script = ROOT / "deploy_scripts" / "submit_batch.sh"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    shown = subprocess.run(  # noqa: S603
+    shown = subprocess.run(
         ["/bin/bash", str(script), "--help"],
         cwd=tmp_path,
         env=environment,

@@ -6,6 +6,8 @@ SHELL := /bin/bash
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHONUNBUFFERED := 1
+# deploy_sd.sh uses the same folder, so that both see the same stack.
+export SD_STATE_DIR ?= $(CURDIR)/.sdserve
 
 BIN := .venv/bin
 IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -21,7 +23,7 @@ setup: .venv/.installed ## install everything into .venv/ (again only when somet
 
 .venv/.installed: pyproject.toml constraints.txt
 	@"$(PYTHON)" $(IS_NEW_ENOUGH) 2>/dev/null || { \
-	  echo "error: sdserve needs Python 3.11 or newer, and neither python3.11 nor python3 is: install one, or name it with PYTHON=/path/to/python." >&2; exit 1; }
+	  echo "error: sdserve needs Python 3.11 or newer: install it, or name it, e.g. make $(MAKECMDGOALS) PYTHON=/path/to/python3.11." >&2; exit 1; }
 	@test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[gpu,embedded,dev]'
 	@touch $@

@@ -18,7 +18,9 @@ def phase(job: Job, app: AppStatus | None, now: datetime | None = None) -> str |
         return None
     if app.state is AppState.COLD:
         waited = (now or datetime.now(UTC)) - job.created_at
-        return "starting a process" if waited < PLACEMENT_PATIENCE else f"waiting for a {app.device}"
+        if waited < PLACEMENT_PATIENCE:
+            return "starting a process"
+        return f"waiting for a {app.device}"
     if app.state is AppState.LOADING:
         return app.phase
     return f"waiting, {job.position} ahead" if job.position else "waiting, next in line"

@@ -232,8 +232,7 @@ class SdClient:
             "Idempotency-Key": idempotency_key or str(uuid4()),
             "Content-Type": "application/json",
         }
-        # The server compares a repeated key's body byte by byte: equal fields, equal bytes.
-        content = json.dumps(dict(body), sort_keys=True).encode()
+        content = json.dumps(dict(body)).encode()
         if prefer:
             headers["Prefer"] = prefer
         response = self._send(

@@ -139,7 +139,8 @@ class Deployer:
         for spec in self.store.apps().values():
             try:
                 checkpoint, defaults = inspect_checkpoint(spec.checkpoint.path)
-                self.deploy(replace(spec, checkpoint=checkpoint, defaults=defaults, version=__version__))
+                now = replace(spec, checkpoint=checkpoint, defaults=defaults, version=__version__)
+                self.deploy(now)
             except (DeployError, CheckpointError) as error:
                 failures.append((spec, str(error)))
         return failures

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real Redis of our own."""
+"""What all tests share: a real Redis of our own, and the order of acceptance tests."""
 
 from collections.abc import Iterator
 from itertools import groupby

@@ -74,7 +74,7 @@ class FakeServer:
         self.refusals: list[Response] = []  # given instead of the next answers
         self.lose_answers = 0  # accept so many jobs, and break the connection instead of saying so
         self.jobs: dict[str, FakeJob] = {}
-        self.keys: dict[str, tuple[str, bytes]] = {}
+        self.keys: dict[str, tuple[str, dict[str, Any]]] = {}
         self.submissions: list[tuple[str, dict[str, Any]]] = []  # (key, body), repeats included
         self.polls = 0
         self.most_in_flight = 0
@@ -166,17 +166,16 @@ class FakeServer:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _generate(self, name: str, request: Request) -> Response:
-        raw = await request.body()
-        body, key = json.loads(raw), request.headers["Idempotency-Key"]
+        body, key = await request.json(), request.headers["Idempotency-Key"]
         self.submissions.append((key, body))
         if name != APP:
             return problem(404, "app_not_found", f"No app '{name}' is deployed.")
         if body["prompt"] in self.refused_prompts:
             return problem(422, "invalid_request", "prompt: this server dislikes it")
-        known, known_raw = self.keys.get(key, ("", raw))
-        if known_raw != raw:
+        known, known_body = self.keys.get(key, ("", body))
+        if known_body != body:
             return problem(422, "idempotency_conflict", "This key belongs to another body.")
-        job = self.jobs.get(known) or self._accept(key, raw, body)
+        job = self.jobs.get(known) or self._accept(key, body)
         if self.lose_answers:
             self.lose_answers -= 1
             raise ConnectionAbortedError  # uvicorn closes the connection without an answer
@@ -190,7 +189,7 @@ class FakeServer:
         headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1"}
         return JSONResponse(self._view(job), 202, headers=headers)
 
-    def _accept(self, key: str, raw: bytes, body: dict[str, Any]) -> FakeJob:
+    def _accept(self, key: str, body: dict[str, Any]) -> FakeJob:
         job = FakeJob(
             id=str(uuid4()),
             body=body,
@@ -199,7 +198,7 @@ class FakeServer:
             seed=body.get("seed", 1000 + len(self.jobs)),
         )
         self.jobs[job.id] = job
-        self.keys[key] = (job.id, raw)
+        self.keys[key] = (job.id, body)
         in_flight = sum(not job.is_final for job in self.jobs.values())
         self.most_in_flight = max(self.most_in_flight, in_flight)
         return job

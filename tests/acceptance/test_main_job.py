@@ -147,10 +147,10 @@ def test_of_two_at_once_one_is_answered_and_one_is_queued(server: Server) -> Non
 
 
 def test_an_idempotency_key_makes_one_job(server: Server) -> None:
-    body = {"prompt": "a red circle on a white background"}
+    prompt = "a red circle on a white background"
     headers = {"Idempotency-Key": "the same", "Prefer": "wait=60"}
-    first = server.generate(A, **body, headers=headers)
-    second = server.generate(A, **body, headers=headers)
+    first = server.generate(A, prompt=prompt, num_images=1, headers=headers)
+    second = server.generate(A, num_images=1, prompt=prompt, headers=headers)
     assert first.headers["X-Job-Id"] == second.headers["X-Job-Id"]
     assert first.json() == second.json()
     other = server.generate(A, prompt="another", headers=headers)

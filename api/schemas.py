@@ -10,7 +10,7 @@ from api.codec import data_uri
 from api.estimate import eta_seconds, phase
 from sdserve.apps import AppSpec, AppStatus, ReplicaPresence
 from sdserve.errors import InvalidParameterError
-from sdserve.families import SCHEDULERS, GenerationDefaults
+from sdserve.families import MAX_STEPS, SCHEDULERS, GenerationDefaults
 from sdserve.generation import ComputeMetrics, EncodedImage, GenerationParams, ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus
 
@@ -61,11 +61,15 @@ class GenerateRequest(BaseModel):
         if scheduler not in SCHEDULERS:
             message = f"'{scheduler}' is unknown; choose one of {', '.join(SCHEDULERS)}"
             raise InvalidParameterError("scheduler", message)
+        steps = self.num_inference_steps or defaults.steps
+        if steps > MAX_STEPS.get(scheduler, steps):
+            message = f"{steps} is more than the {MAX_STEPS[scheduler]} that {scheduler} can take"
+            raise InvalidParameterError("num_inference_steps", message)
         guidance = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
         return GenerationParams(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
-            num_inference_steps=self.num_inference_steps or defaults.steps,
+            num_inference_steps=steps,
             guidance_scale=guidance,
             width=width,
             height=height,

@@ -96,3 +96,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+
+# Samplers that cannot take every number of steps: LCM distils 1000 timesteps into 50.
+MAX_STEPS: dict[str, int] = {"lcm": 50}

@@ -5,7 +5,6 @@ The jobs live in the `FakeServer` object, as the real ones live in Redis: `stop(
 """
 
 import base64
-import json
 import socket
 import threading
 import time

@@ -318,6 +318,7 @@ def test_asking_for_more_than_the_cluster_has_is_refused(stack: Stack) -> None:
         ({"prompt": "x", "unknown": 1}, "unknown"),
         ({"prompt": "x", "num_inference_steps": 0}, "num_inference_steps"),
         ({"prompt": "x", "num_inference_steps": 151}, "num_inference_steps"),
+        ({"prompt": "x", "scheduler": "lcm", "num_inference_steps": 51}, "num_inference_steps"),
         ({"prompt": "x", "guidance_scale": 31}, "guidance_scale"),
         ({"prompt": "x", "guidance_scale": "much"}, "guidance_scale"),
         ({"prompt": "x", "width": 100}, "width"),

@@ -20,7 +20,7 @@ from redis.exceptions import (
     ConnectionError,  # noqa: A004 (redis-py's own name)
     OutOfMemoryError,
     ReadOnlyError,
-    TimeoutError,  # noqa: A004
+    TimeoutError,  # noqa: A004 (as above)
 )
 from redis.retry import Retry
 

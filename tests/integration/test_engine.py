@@ -287,7 +287,7 @@ def test_a_file_with_missing_tensors_is_refused(path: Path, tmp_path: Path) -> N
 
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     del tensors["model.diffusion_model.out.2.weight"]
     damaged = tmp_path / path.name
     save_file(tensors, damaged, metadata)

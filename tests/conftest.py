@@ -10,6 +10,10 @@ from redis import Redis
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import connect
+from workers import RQ_PREFIX
+
+# Importing workers sets RQ's key prefix, which must happen before any test module imports rq.
+assert RQ_PREFIX
 
 ACCEPTANCE = Path(__file__).parent / "acceptance"
 

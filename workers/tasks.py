@@ -1,0 +1,81 @@
+"""The tasks of the RQ worker. Each is idempotent: to run it twice does no harm."""
+
+import logging
+import time
+from datetime import timedelta
+
+from redis import Redis
+from rq import Retry
+
+from sdserve.apps import AppState
+from sdserve.redis_server import ensure_redis
+from sdserve.settings import read_settings
+from sdserve.store import RedisJobStore, connect
+from workers.task_queue import FAILURE_TTL, RESULT_TTL, task_queue
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL = 0.5  # seconds
+RETENTION_INTERVAL = timedelta(minutes=5)
+# Until then a job whose record has expired answers 410 (gone), afterwards 404 (unknown).
+REMEMBERED = timedelta(days=7)
+TRIM_BATCH = 1000
+
+_LAST_RETENTION = "sd:retention"  # exists while the last retention is recent
+
+
+def preload(app: str, seconds: float, limit: float) -> str:
+    """Bring an app up before its traffic and keep it warm for `seconds`.
+
+    Args:
+        app: name of a deployed app.
+        seconds: how long the wish for a replica holds.
+        limit: seconds to wait for the replica.
+
+    Returns:
+        the app's state when it can serve, is broken, or the limit has passed.
+    """
+    store = _store()
+    store.wish_replica(app, seconds)
+    deadline = time.monotonic() + limit
+    while True:
+        state = store.app_status(app).state
+        is_settled = state in (AppState.READY, AppState.BUSY, AppState.BROKEN)
+        if is_settled or time.monotonic() > deadline:
+            log.info("preload of %s: %s", app, state)
+            return state.value
+        time.sleep(LOOK_INTERVAL)
+
+
+def retention() -> int:
+    """Forget jobs that have expired for long. Returns how many."""
+    store, forgotten = _store(), 0
+    while trimmed := store.trim(older_than=REMEMBERED, limit=TRIM_BATCH):
+        forgotten += trimmed
+    return forgotten
+
+
+def enqueue_preload(redis: Redis, app: str, *, seconds: float = 300, limit: float = 600) -> None:
+    """Ask a worker to preload an app."""
+    task_queue(redis).enqueue(
+        preload,
+        app,
+        seconds,
+        limit,
+        job_timeout=int(limit) + 60,
+        result_ttl=RESULT_TTL,
+        failure_ttl=FAILURE_TTL,
+        retry=Retry(max=3),
+    )
+
+
+def enqueue_due_retention(redis: Redis) -> bool:
+    """Ask for a retention if none was asked for lately; whichever worker comes first does it."""
+    if not redis.set(_LAST_RETENTION, "1", nx=True, ex=RETENTION_INTERVAL):
+        return False
+    task_queue(redis).enqueue(retention, result_ttl=RESULT_TTL, failure_ttl=FAILURE_TTL)
+    return True
+
+
+def _store() -> RedisJobStore:
+    return RedisJobStore(connect(ensure_redis(read_settings()), reply_timeout=5))

@@ -56,8 +56,8 @@ class Deployer:
     """Deploys to the connected Ray cluster and keeps the registry."""
 
     def __init__(self, settings: Settings, redis_url: str) -> None:
-        self._redis = connect(redis_url, reply_timeout=5)
-        self.store = RedisJobStore(self._redis)
+        self.redis = connect(redis_url, reply_timeout=5)
+        self.store = RedisJobStore(self.redis)
         self._surroundings = Surroundings.of(settings, redis_url)
         self._job_ttl = settings.job_ttl
 
@@ -109,7 +109,7 @@ class Deployer:
 
     def deploy(self, spec: AppSpec) -> Deployed:
         """Deploy one app; the same again is a no-op. No other app is touched."""
-        with self._redis.lock(f"sd:deploy:{spec.name}", timeout=DEPLOY_LOCK_SECONDS):
+        with self.redis.lock(f"sd:deploy:{spec.name}", timeout=DEPLOY_LOCK_SECONDS):
             known = self.store.apps().get(spec.name)
             is_running = _is_running(spec.name)
             is_broken = self.store.app_status(spec.name).broken_reason is not None

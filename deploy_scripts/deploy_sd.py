@@ -16,6 +16,7 @@ from sdserve.errors import CheckpointError, CheckpointNotFoundError, StoreUnavai
 from sdserve.redis_server import ensure_redis, find_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
+from workers.tasks import enqueue_preload
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +58,10 @@ def _main(settings: Settings, arguments: Sequence[str] | None) -> int:
             print(f"error: {error}", file=sys.stderr)
     if not good:
         return 1
-    outcome = _with_deployer(settings, lambda deployer: _deploy(settings, deployer, good, wishes))
+    outcome = _with_deployer(
+        settings,
+        lambda deployer: _deploy(settings, deployer, good, wishes, preload=options.preload),
+    )
     return outcome or (1 if bad else 0)
 
 
@@ -85,6 +89,9 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--cpus", type=_number(0.01), metavar="N", help="CPUs per replica (default 1)"
+    )
+    parser.add_argument(
+        "--preload", action="store_true", help="bring the deployed apps up before their traffic"
     )
     parser.add_argument("--min-replicas", type=_count(0), default=0, metavar="N")
     parser.add_argument("--max-replicas", type=_count(1), default=1, metavar="N")
@@ -140,7 +147,9 @@ def _with_deployer(settings: Settings, work: Callable[[Deployer], int]) -> int:
     return work(Deployer(settings, redis_url))
 
 
-def _deploy(settings: Settings, deployer: Deployer, files: list[Path], wishes: Wishes) -> int:
+def _deploy(
+    settings: Settings, deployer: Deployer, files: list[Path], wishes: Wishes, *, preload: bool
+) -> int:
     specs = deployer.specify(files, wishes)
     cluster.start_serve(settings)
     deployer.deploy_gateway()
@@ -150,6 +159,9 @@ def _deploy(settings: Settings, deployer: Deployer, files: list[Path], wishes: W
         print(f"{spec.name}: {outcome} ({spec.checkpoint.family}, {spec.checkpoint.path})")
         if outcome is not Deployed.UNCHANGED:
             print(f"  POST {base}{spec.route}/v1/generate")
+        if preload:
+            enqueue_preload(deployer.redis, spec.name, seconds=wishes.idle_timeout.total_seconds())
+            print("  an RQ worker was asked to preload it (--status shows the replica)")
     return 0
 
 

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start all of it")
     start.add_argument("--demo", action="store_true", help="also deploy the demo checkpoints")
+    start.add_argument("--no-worker", action="store_true", help="an RQ worker runs elsewhere")
     start.add_argument(
         "--foreground", action="store_true", help="stay, and stop all of it on SIGTERM or Ctrl-C"
     )
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(settings: Settings) -> int:
         match options.command:
             case "up":
-                up(settings, demo=options.demo)
+                up(settings, demo=options.demo, worker=not options.no_worker)
                 return _stay(settings) if options.foreground else 0
             case "down":
                 return down(settings)
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(work)
 
 
-def up(settings: Settings, *, demo: bool) -> Deployer:
+def up(settings: Settings, *, demo: bool, worker: bool = True) -> Deployer:
     """Start what does not run yet. Returns the connected deployer."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     print("starting Redis ...", flush=True)
@@ -60,7 +61,8 @@ def up(settings: Settings, *, demo: bool) -> Deployer:
     deployer = Deployer(settings, redis_url)
     print("starting the gateway ...", flush=True)
     deployer.deploy_gateway()
-    _start_worker(settings, redis_url)
+    if worker:
+        _start_worker(settings, redis_url)
     for spec, reason in deployer.restore():
         print(f"warning: {spec.name} was not deployed again: {reason}", file=sys.stderr)
     if demo:

@@ -37,10 +37,10 @@ class AllowedJob(Job):
 
     @property
     def func(self) -> Callable[..., Any]:
-        if self.instance is not None or self.func_name not in ALLOWED:
+        function = super().func if self.func_name in ALLOWED and self.instance is None else None
+        if not callable(function):
             message = f"'{self.func_name}' is no task of ours ({', '.join(sorted(ALLOWED))})."
             raise TaskRefusedError(message)
-        function: Callable[..., Any] = super().func
         return function
 
     # Our tasks have no callbacks, so a job that carries one was not made by us.

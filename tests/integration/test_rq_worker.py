@@ -37,8 +37,9 @@ def worker(redis: Redis, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
         stderr=subprocess.DEVNULL,
     )
     yield process
-    process.kill()
-    process.wait()
+    # Not killed: the task it works on must not end in the next test's database.
+    process.terminate()
+    process.wait(LIMIT)
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -13,11 +13,11 @@ from redis.exceptions import RedisError
 
 from sdserve import keys
 from sdserve.apps import AppStatus
-from sdserve.errors import JobExpiredError, JobNotFoundError
+from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
 from sdserve.generation import EncodedImage
 from sdserve.jobs import Job, JobStatus, is_job_id
 from sdserve.operations import Reap, ViewApp, ViewJob
-from sdserve.store import AsyncJobStore, connect_async, store_errors
+from sdserve.store import AsyncJobStore, connect_async
 
 log = logging.getLogger(__name__)
 
@@ -142,9 +142,8 @@ class Edge:
         while True:
             await asyncio.sleep(REAP_INTERVAL)
             try:
-                with store_errors():
-                    reaped = await self.store.run(Reap(app=app, job_ttl=self.settings.job_ttl))
+                reaped = await self.store.run(Reap(app=app, job_ttl=self.settings.job_ttl))
                 if reaped.requeued or reaped.ended:
                     log.warning("%s: leases ran out: %s", app, reaped)
-            except Exception as error:  # noqa: BLE001 (the reaper outlives whatever Redis does)
+            except (StoreUnavailableError, RedisError) as error:
                 log.warning("%s: no reaping now: %s", app, error)

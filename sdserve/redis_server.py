@@ -29,6 +29,7 @@ from sdserve.store import connect, store_errors
 MINIMUM_VERSION = (7, 0)  # script flags: without them a full store kills running leases
 START_PATIENCE = 60.0  # seconds; a million jobs replay in 8
 STOP_PATIENCE = 30.0  # seconds
+PORT_PATIENCE = 5.0  # seconds
 RESERVE_BYTES = 256 * 2**20  # for jobs and queues beside the results
 
 
@@ -106,7 +107,7 @@ def _start(settings: Settings) -> str:
     if not port_file.exists():
         port_file.write_text(str(_free_port()))
     password, port = password_file.read_text(), int(port_file.read_text())
-    if _is_taken(port):
+    if not _becomes_free(port):
         message = (
             f"Port {port}, where our Redis was, is taken by another program: stop that one, or "
             f"remove {port_file} to choose another port."
@@ -204,14 +205,20 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
+def _becomes_free(port: int) -> bool:
+    """Whether the port can be bound; a server that was just killed holds it a moment longer."""
+    deadline = time.monotonic() + PORT_PATIENCE
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                if time.monotonic() > deadline:
+                    return False
+            else:
+                return True
+        time.sleep(0.05)
 
 
 @contextmanager

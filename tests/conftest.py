@@ -1,5 +1,6 @@
 """What all tests share: a real Redis of our own, and the order of acceptance tests."""
 
+import signal
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +15,9 @@ from workers import RQ_PREFIX
 
 # Importing workers sets RQ's key prefix, which must happen before any test module imports rq.
 assert RQ_PREFIX
+
+# A shell that starts us in the background has it ignored, which the commands we test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ACCEPTANCE = Path(__file__).parent / "acceptance"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdserve.apps import AppSpec
-from sdserve.checkpoints import Checkpoint
+from sdserve.checkpoints import Checkpoint, inspect_checkpoint
 from sdserve.families import Family, GenerationDefaults
 from sdserve.generation import ComputeMetrics, GenerationParams, ImageFormat
 from sdserve.jobs import new_job_id
@@ -48,6 +48,20 @@ def params(**changes: Any) -> GenerationParams:
         "format": ImageFormat.BASE64,
     }
     return GenerationParams(**{**fields, **changes})
+
+
+def params_for(path: Path, **changes: Any) -> GenerationParams:
+    """A generation with a checkpoint's own defaults."""
+    _, defaults = inspect_checkpoint(path)
+    fields: dict[str, Any] = {
+        "num_inference_steps": defaults.steps,
+        "guidance_scale": defaults.guidance_scale,
+        "width": defaults.width,
+        "height": defaults.height,
+        "scheduler": defaults.scheduler,
+        "format": ImageFormat.PNG,
+    }
+    return params(**{**fields, **changes})
 
 
 def spec(**changes: Any) -> AppSpec:

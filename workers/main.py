@@ -4,10 +4,12 @@ import logging
 import sys
 import threading
 import time
+from types import FrameType
 
 from redis import Redis
 from redis.exceptions import RedisError
 from rq import Worker
+from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 
 from sdserve.errors import SdServeError
@@ -32,26 +34,45 @@ def main() -> int:
     except SdServeError as error:
         log.error("%s", error)
         return 1
-    redis = Redis.from_url(redis_url)
     threading.Thread(target=_clock, args=(redis_url,), name="clock", daemon=True).start()
-    while True:
-        try:
-            worker = Worker(
-                [task_queue(redis)],
-                connection=redis,
-                serializer=JSONSerializer,
-                job_class=AllowedJob,
-                queue_class=TaskQueue,
-                worker_ttl=WORKER_TTL,
-                maintenance_interval=WORKER_TTL,
-                job_monitoring_interval=MONITORING_INTERVAL,
-            )
-            worker.work(logging_level="INFO")
-        except RedisError as error:
-            log.warning("Redis is away (%s); again in %g s", error, REDIS_RETRY)
+    redis = Redis.from_url(redis_url)
+    try:
+        while not _told_to_stop(redis):
             time.sleep(REDIS_RETRY)
-        else:
-            return 0  # told to stop
+    except StopRequested:  # told while it waited
+        pass
+    return 0
+
+
+class TaskWorker(Worker):
+    """An RQ worker that knows why it ended: `work` returns in the same way when Redis goes."""
+
+    max_connection_wait_time = REDIS_RETRY
+    told_to_stop = False
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        self.told_to_stop = True
+        super().request_stop(signum, frame)
+
+
+def _told_to_stop(redis: Redis) -> bool:
+    """Do tasks until a signal comes (True) or Redis goes (False)."""
+    worker = None
+    try:
+        worker = TaskWorker(
+            [task_queue(redis)],
+            connection=redis,
+            serializer=JSONSerializer,
+            job_class=AllowedJob,
+            queue_class=TaskQueue,
+            worker_ttl=WORKER_TTL,
+            maintenance_interval=WORKER_TTL,
+            job_monitoring_interval=MONITORING_INTERVAL,
+        )
+        worker.work(logging_level="INFO")
+    except RedisError as error:
+        log.warning("Redis is away (%s); again in %g s", error, REDIS_RETRY)
+    return worker is not None and worker.told_to_stop
 
 
 def _clock(redis_url: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sdserve.checkpoints import inspect_checkpoint
-from sdserve.generation import GenerationParams, ImageFormat
 from tests.judge import obeys
+from tests.values import params_for
 from workers.loading import load_engine
 from workers.metering import Meter
 
@@ -18,22 +18,12 @@ DEVICE = "cuda:0"
 
 @pytest.mark.parametrize("name", ["tiny-shapes-sd15", "tiny-shapes-sdxl"])
 def test_a_gpu_draws_what_the_prompt_says_and_is_billed(name: str) -> None:
-    checkpoint, defaults = inspect_checkpoint(DEMO_MODELS / f"{name}.safetensors")
+    path = DEMO_MODELS / f"{name}.safetensors"
+    checkpoint, _ = inspect_checkpoint(path)
     phases = list[str]()
     engine = load_engine(checkpoint, device=DEVICE, threads=1, on_phase=phases.append)
     assert phases[-2:] == ["moving to GPU", "warming"]
-    params = GenerationParams(
-        prompt="a red circle on a blue background",
-        negative_prompt="",
-        num_inference_steps=defaults.steps,
-        guidance_scale=defaults.guidance_scale,
-        width=defaults.width,
-        height=defaults.height,
-        seed=7,
-        scheduler=defaults.scheduler,
-        num_images=1,
-        format=ImageFormat.PNG,
-    )
+    params = params_for(path)
     meter = Meter(DEVICE, is_shared=False)
     denoising = engine.begin(params, 0)
     while not denoising.is_done:

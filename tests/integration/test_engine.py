@@ -17,6 +17,7 @@ from sdserve.families import SCHEDULERS, Family
 from sdserve.generation import GenerationParams, ImageFormat
 from sdserve.safetensors_header import read_header
 from tests.judge import obeys
+from tests.values import params_for
 from workers.engine import Denoising, DiffusionEngine
 from workers.images import encode_image
 from workers.loading import load_engine
@@ -57,25 +58,6 @@ def load(path: Path, on_phase: Callable[[str], None] = lambda _: None) -> Diffus
     return load_engine(checkpoint, device="cpu", threads=1, on_phase=on_phase)
 
 
-def params(path: Path, **changes: Any) -> GenerationParams:
-    defaults = inspect_checkpoint(path)[1]
-    return replace(
-        GenerationParams(
-            prompt=PROMPT,
-            negative_prompt="",
-            num_inference_steps=defaults.steps,
-            guidance_scale=defaults.guidance_scale,
-            width=defaults.width,
-            height=defaults.height,
-            seed=7,
-            scheduler=defaults.scheduler,
-            num_images=1,
-            format=ImageFormat.PNG,
-        ),
-        **changes,
-    )
-
-
 def denoise(engine: DiffusionEngine, asked: GenerationParams, image_index: int = 0) -> Denoising:
     denoising = engine.begin(asked, image_index)
     while not denoising.is_done:
@@ -110,7 +92,7 @@ def draw_plainly(plain: Any, asked: GenerationParams) -> NDArray[np.uint8]:
 def test_alone_it_is_bit_exact_with_plain_diffusers(
     path: Path, engine: DiffusionEngine, plain: Any, scheduler: str
 ) -> None:
-    asked = params(path, scheduler=scheduler, num_inference_steps=6)
+    asked = params_for(path, scheduler=scheduler, num_inference_steps=6)
     assert (draw(engine, asked) == draw_plainly(plain, asked)).all()
 
 
@@ -131,12 +113,12 @@ def test_alone_it_is_bit_exact_with_plain_diffusers(
 def test_every_parameter_means_what_it_means_to_diffusers(
     path: Path, engine: DiffusionEngine, plain: Any, changes: dict[str, Any]
 ) -> None:
-    asked = params(path, scheduler="euler", **({"num_inference_steps": 4} | changes))
+    asked = params_for(path, scheduler="euler", **({"num_inference_steps": 4} | changes))
     assert (draw(engine, asked) == draw_plainly(plain, asked)).all()
 
 
 def test_the_picture_obeys_the_prompt(path: Path, engine: DiffusionEngine) -> None:
-    assert obeys(draw(engine, params(path)), PROMPT)
+    assert obeys(draw(engine, params_for(path)), PROMPT)
 
 
 def test_pictures_batched_together_are_those_drawn_alone(
@@ -144,9 +126,9 @@ def test_pictures_batched_together_are_those_drawn_alone(
 ) -> None:
     """Another prompt, seed, guidance, sampler and step count each; one joins late."""
     jobs = [
-        params(path, seed=1),
-        params(path, seed=2, guidance_scale=1.0, scheduler="pndm", num_inference_steps=9),
-        params(
+        params_for(path, seed=1),
+        params_for(path, seed=2, guidance_scale=1.0, scheduler="pndm", num_inference_steps=9),
+        params_for(
             path,
             seed=3,
             prompt="a white square on a green background",
@@ -166,7 +148,7 @@ def test_pictures_batched_together_are_those_drawn_alone(
 
 
 def test_same_seed_same_bytes(path: Path, engine: DiffusionEngine) -> None:
-    asked = params(path, num_inference_steps=4)
+    asked = params_for(path, num_inference_steps=4)
     first, second, other = (
         encode_image(draw(engine, job), ImageFormat.PNG, asked, model="tiny", seed=7).data
         for job in (asked, asked, replace(asked, seed=8))
@@ -178,7 +160,7 @@ def test_same_seed_same_bytes(path: Path, engine: DiffusionEngine) -> None:
 def test_image_k_of_a_request_is_drawn_from_seed_plus_k(
     path: Path, engine: DiffusionEngine
 ) -> None:
-    asked = params(path, seed=2**32 - 1, num_inference_steps=2, num_images=3)
+    asked = params_for(path, seed=2**32 - 1, num_inference_steps=2, num_images=3)
     third = denoise(engine, asked, 2)
     assert third.seed == 1
     assert torch.equal(third.latents, denoise(engine, replace(asked, seed=1)).latents)
@@ -188,7 +170,7 @@ def test_image_k_of_a_request_is_drawn_from_seed_plus_k(
 def test_progress_counts_the_steps_that_were_asked_for(
     path: Path, engine: DiffusionEngine, scheduler: str
 ) -> None:
-    denoising = engine.begin(params(path, scheduler=scheduler, num_inference_steps=5), 0)
+    denoising = engine.begin(params_for(path, scheduler=scheduler, num_inference_steps=5), 0)
     seen = [denoising.steps_done]
     while not denoising.is_done:
         engine.step([denoising])
@@ -204,7 +186,7 @@ def test_a_control_token_in_a_prompt_is_only_text(
 ) -> None:
     """As a real end of text it would hide the words after it."""
     drawn = [
-        denoise(engine, params(path, prompt=f"{token} {rest}", num_inference_steps=1)).latents
+        denoise(engine, params_for(path, prompt=f"{token} {rest}", num_inference_steps=1)).latents
         for rest in ("a red circle", "a green square")
     ]
     assert not torch.equal(*drawn)
@@ -216,7 +198,7 @@ def test_out_of_memory_names_a_size_that_fits(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
 
-    denoising = engine.begin(params(path, width=256, height=256), 0)
+    denoising = engine.begin(params_for(path, width=256, height=256), 0)
     pipeline: Any = vars(engine)["_pipeline"]
     monkeypatch.setattr(pipeline.unet, "forward", fail)
     with pytest.raises(OutOfMemoryError, match="too little memory for 256x256: try 128x128"):
@@ -236,7 +218,7 @@ def test_a_batch_that_does_not_fit_goes_one_by_one(
         return forward(latents, *rest, **options)
 
     monkeypatch.setattr(pipeline.unet, "forward", fits_one)
-    batch = [engine.begin(params(path, seed=seed), 0) for seed in (1, 2)]
+    batch = [engine.begin(params_for(path, seed=seed), 0) for seed in (1, 2)]
     engine.step(batch)
     assert [denoising.calls_done for denoising in batch] == [1, 1]
 
@@ -253,7 +235,7 @@ def test_a_picture_that_does_not_decode_at_once_is_decoded_in_tiles(
         return decode(*rest, **options)
 
     monkeypatch.setattr(pipeline.vae, "decode", fits_tiles)
-    assert obeys(draw(engine, params(path)), PROMPT)
+    assert obeys(draw(engine, params_for(path)), PROMPT)
     assert not pipeline.vae.use_tiling
 
 
@@ -267,7 +249,7 @@ def test_loading_tells_its_phases_in_order(path: Path) -> None:
 
 
 def test_a_warmed_engine_draws_the_same(path: Path) -> None:
-    asked = params(path, num_inference_steps=2)
+    asked = params_for(path, num_inference_steps=2)
     fresh, warmed = load(path), load(path)
     warmed.warm()
     assert (draw(fresh, asked) == draw(warmed, asked)).all()

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from rq.job import Job, JobStatus
 
 from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
+from sdserve.daemon import Daemon
 from sdserve.operations import Beat
-from sdserve.store import RedisJobStore
+from sdserve.redis_server import ensure_redis, stop_redis
+from sdserve.settings import Settings
+from sdserve.store import RedisJobStore, connect
 from tests.values import APP, LEASE, submit
 from workers.task_queue import AllowedJob, task_queue
 from workers.tasks import enqueue_due_retention, enqueue_preload, retention
@@ -31,15 +35,24 @@ LIMIT = 60  # seconds, on a loaded machine
 @pytest.fixture
 def worker(redis: Redis, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker on an empty database."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workers.main"],
-        env={**os.environ, "REDIS_URL": redis_url},
-        stderr=subprocess.DEVNULL,
-    )
-    yield process
-    # Not killed: the task it works on must not end in the next test's database.
-    process.terminate()
-    process.wait(LIMIT)
+    with working(redis_url) as process:
+        yield process
+
+
+@contextmanager
+def working(redis_url: str, log: Path = Path(os.devnull)) -> Generator[subprocess.Popen[bytes]]:
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers.main"],
+            env={**os.environ, "REDIS_URL": redis_url},
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        # Not killed: the task it works on must not end in the next test's database.
+        process.terminate()
+        process.wait(LIMIT)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -147,3 +160,23 @@ def test_a_worker_ends_when_it_is_told_to(redis: Redis, worker: subprocess.Popen
     until(lambda: len(task_queue(redis).finished_job_registry.get_job_ids()) == 1)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(LIMIT) == 0
+
+
+def test_a_worker_outlives_a_crash_of_redis(tmp_path: Path) -> None:
+    settings = Settings(redis_url=None, state_dir=tmp_path)
+    url = ensure_redis(settings)
+    log = tmp_path / "worker.log"
+    try:
+        with working(url, log) as process:
+            enqueue_preload(connect(url), APP, seconds=60, limit=1)
+            until(lambda: RedisJobStore(connect(url)).app_status(APP).wished)
+            daemon = Daemon.find(tmp_path / "redis" / "server.json")
+            assert daemon is not None
+            os.kill(daemon.pid, signal.SIGKILL)
+            until(lambda: "Redis is away" in log.read_text())  # RQ's own loop has given up
+            ensure_redis(settings)
+            later = task_queue(connect(url, reply_timeout=5)).enqueue(retention)
+            until(lambda: status(later) is JobStatus.FINISHED)
+            assert process.poll() is None
+    finally:
+        stop_redis(settings)

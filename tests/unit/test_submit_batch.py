@@ -299,7 +299,7 @@ def test_a_run_that_is_killed_resumes_without_a_second_job(
     process = batch.start("--in-flight", "2")
     wait_until(lambda: len(batch.server.jobs) >= 3, 30)
     process.send_signal(with_signal)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     if with_signal is signal.SIGINT:
         assert process.returncode == 130
         assert said.startswith("Interrupted: jobs that were submitted go on at the server.")
@@ -318,14 +318,11 @@ def test_a_run_that_is_killed_resumes_without_a_second_job(
 
 def test_ctrl_c_does_not_wait_for_a_long_job(batch: Batch) -> None:
     batch.write(prompts(2))
-    batch.server.seconds = 60
-    process = batch.start()
-    wait_until(lambda: batch.server.polls >= 2, 30)
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
-    assert time.monotonic() - began < 3
-    process.communicate()
+    batch.server.seconds = 600
+    with batch.start() as process:
+        wait_until(lambda: batch.server.polls >= 2, 30)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
 
 
 def test_a_job_that_failed_after_the_client_died_is_recorded_then_retried(batch: Batch) -> None:

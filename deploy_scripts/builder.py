@@ -12,6 +12,7 @@ from api import gateway, ingress
 from api.edge import EdgeSettings
 from deploy_scripts.policy import QueuePolicy
 from sdserve.apps import AppSpec
+from sdserve.secret import Secret
 from sdserve.settings import Settings
 from workers.replica import DiffusionReplica, ReplicaSettings
 
@@ -67,7 +68,7 @@ def build_app(spec: AppSpec, surroundings: Surroundings) -> Any:
                 policy_function=QueuePolicy,
                 policy_kwargs={
                     "spec": spec.to_json(),
-                    "redis_url": surroundings.edge.redis_url,
+                    "redis_url": Secret(surroundings.edge.redis_url),
                 },
             ),
         ),

@@ -21,7 +21,6 @@ from typing import Any
 from deploy_scripts.batch_folder import BatchFolder, BatchFolderError, Task
 from deploy_scripts.batch_run import BatchRun, Screen, StoppedError
 from deploy_scripts.client import (
-    DEFAULT_URL,
     ClientError,
     InvalidUrlError,
     SdClient,
@@ -36,6 +35,7 @@ from deploy_scripts.prompt_file import (
     read_prompts,
 )
 from sdserve.errors import AppNotFoundError
+from sdserve.settings import SettingsError, read_settings
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
@@ -203,7 +203,8 @@ def parse_options(argv: Sequence[str], prog: str) -> Options:
     )
     parser.add_argument("--app", required=True, help="the app, e.g. sd-sd-xl-base-1-0")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the batch's folder")
-    parser.add_argument("--url", default=DEFAULT_URL, help="the server (default: %(default)s)")
+    here = f"http://127.0.0.1:{read_settings().http_port}"
+    parser.add_argument("--url", default=here, help="the server (default: %(default)s)")
     parser.add_argument(
         "--in-flight",
         metavar="N",
@@ -281,7 +282,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse_options(arguments, prog)
         return submit_batch(options, f"{prog} {shlex.join(arguments)}")
-    except (PromptFileError, BatchFolderError, InvalidUrlError, AppNotFoundError) as error:
+    except (
+        SettingsError,
+        PromptFileError,
+        BatchFolderError,
+        InvalidUrlError,
+        AppNotFoundError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

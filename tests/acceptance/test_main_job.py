@@ -396,6 +396,18 @@ def test_every_answer_is_declared_in_the_openapi_page(server: Server) -> None:
     assert {"200", "202", "400", "406", "409", "422"} <= generate["responses"].keys()
 
 
+def test_logs_show_neither_the_password_nor_a_prompt(stack: Stack, server: Server) -> None:
+    server.warm(A)
+    (pid,) = server.replica_pids(A)
+    files = [Path(file.path) for file in psutil.Process(pid).open_files()]
+    logs = next(folder for file in files for folder in file.parents if folder.name == "logs")
+    texts = [path.read_bytes() for path in logs.rglob("*.*") if path.is_file()]
+    assert any(b"QueuePolicy" in text for text in texts)  # Serve logs the policy's arguments
+    password = (Path(stack.environment["SD_STATE_DIR"]) / "redis" / "password").read_bytes()
+    for unwanted in (password, b"a red circle on a blue background"):
+        assert not any(unwanted in text for text in texts)
+
+
 def test_a_deleted_app_is_gone_and_the_other_stays(stack: Stack, server: Server) -> None:
     assert stack.deploy_sd("--delete", B).returncode == 0
     deadline = time.monotonic() + 60

@@ -62,7 +62,7 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
     app = FastAPI(
         title=f"sdserve: {spec.checkpoint.name}",
         version=__version__,
-        summary=f"{spec.checkpoint.path.name} ({spec.checkpoint.family}) as an endpoint",
+        summary=f"{spec.checkpoint.path.name} ({spec.checkpoint.kind}) as an endpoint",
         lifespan=lifespan,
     )
     install(app)

@@ -191,16 +191,16 @@ class ModelBody(BaseModel):
         checkpoint, defaults = spec.checkpoint, spec.defaults
         return cls(
             id=spec.name,
-            created=checkpoint.mtime_ns // 1_000_000_000,
+            created=checkpoint.file.mtime_ns // 1_000_000_000,
             checkpoint=checkpoint.path.name,
-            family=checkpoint.family,
+            family=str(checkpoint.kind),
             route=spec.route,
             state=status.state,
             phase=status.phase,
             reason=status.broken_reason,
             width=defaults.width,
             height=defaults.height,
-            file_bytes=checkpoint.size,
+            file_bytes=checkpoint.file.size,
             defaults={
                 "num_inference_steps": defaults.steps,
                 "guidance_scale": defaults.guidance_scale,

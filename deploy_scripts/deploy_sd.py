@@ -156,7 +156,7 @@ def _deploy(
     base = f"http://{settings.http_host}:{settings.http_port}"
     for spec in specs:
         outcome = deployer.deploy(spec)
-        print(f"{spec.name}: {outcome} ({spec.checkpoint.family}, {spec.checkpoint.path})")
+        print(f"{spec.name}: {outcome} ({spec.checkpoint.kind}, {spec.checkpoint.path})")
         if outcome is not Deployed.UNCHANGED:
             print(f"  POST {base}{spec.route}/v1/generate")
         if preload:
@@ -178,7 +178,7 @@ def _list(settings: Settings, folder: Path) -> int:
         name = app_name(path)
         try:
             checkpoint, _ = inspect_checkpoint(path)
-            family, size = checkpoint.family.value, _size(checkpoint.size)
+            family, size = str(checkpoint.kind), _size(checkpoint.file.size)
         except CheckpointError as error:
             rows.append([path.name, "-", "-", "refused", error.reason])
             continue

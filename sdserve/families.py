@@ -1,4 +1,4 @@
-"""The checkpoint families: what each one is, its native size, limits and defaults. Pure facts."""
+"""What a checkpoint can be, its native size, limits and defaults. Pure facts."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -6,19 +6,53 @@ from typing import Self
 
 
 class Family(StrEnum):
-    """What a checkpoint is, decided from its tensors."""
+    """The architecture; a checkpoint's tensors tell it."""
 
     SD1 = "sd1"
-    SD2 = "sd2"  # epsilon prediction, 512 px
-    SD2_V = "sd2-v"  # v prediction, 768 px
-    SD2_TURBO = "sd2-turbo"  # distilled to 1..4 steps without guidance; SD2's tensors
+    SD2 = "sd2"
     SDXL = "sdxl"
-    SDXL_V = "sdxl-v"  # v prediction with zero terminal SNR
-    SDXL_TURBO = "sdxl-turbo"  # same tensors as SDXL: only metadata or the name can tell
+    SDXL_REFINER = "sdxl-refiner"  # only the second text encoder; made to finish others' pictures
 
     @property
     def is_xl(self) -> bool:
-        return self in (Family.SDXL, Family.SDXL_V, Family.SDXL_TURBO)
+        return self in (Family.SDXL, Family.SDXL_REFINER)
+
+
+class Prediction(StrEnum):
+    """What the UNet predicts, by diffusers' names; the same tensors either way."""
+
+    EPSILON = "epsilon"
+    V = "v_prediction"
+
+
+class Distillation(StrEnum):
+    """How a model was made fast: few steps, little or no guidance."""
+
+    TURBO = "turbo"  # adversarial diffusion distillation, arXiv 2311.17042
+    LIGHTNING = "lightning"  # progressive adversarial distillation, arXiv 2402.13929
+    HYPER = "hyper"  # trajectory-segmented consistency distillation, arXiv 2404.13686
+    LCM = "lcm"  # latent consistency distillation, arXiv 2310.04378
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """All of what a checkpoint is that decides how it is configured and drawn with."""
+
+    family: Family
+    prediction: Prediction = Prediction.EPSILON
+    distillation: Distillation | None = None
+    is_inpainting: bool = False  # 9 input channels: noise, mask, masked picture
+    embeds_guidance: bool = False  # guidance is an input of the UNet, no second row
+
+    def __str__(self) -> str:
+        """As listings show it, e.g. `sdxl`, `sd2-v`, `sdxl-turbo`, `sd1-inpainting`."""
+        parts = [
+            self.family.value,
+            "v" if self.prediction is Prediction.V else None,
+            self.distillation,
+            "inpainting" if self.is_inpainting else None,
+        ]
+        return "-".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +99,34 @@ def _square(
 
 
 # Steps, guidance and sampler are what each model's authors and diffusers' pipelines recommend.
-DEFAULTS: dict[Family, GenerationDefaults] = {
-    Family.SD1: _square(512, steps=30, guidance_scale=7.5, scheduler="pndm"),
-    Family.SD2: _square(512, steps=30, guidance_scale=7.5, scheduler="pndm"),
-    Family.SD2_V: _square(768, steps=30, guidance_scale=7.5, scheduler="ddim"),
-    Family.SD2_TURBO: _square(512, steps=4, guidance_scale=0.0, scheduler="euler"),
-    Family.SDXL: _square(1024, steps=30, guidance_scale=5.0, scheduler="euler"),
-    Family.SDXL_V: _square(1024, steps=30, guidance_scale=5.0, scheduler="euler"),
-    Family.SDXL_TURBO: _square(512, steps=4, guidance_scale=0.0, scheduler="euler"),
+_DEFAULTS: dict[tuple[Family, Prediction], GenerationDefaults] = {
+    (Family.SD1, Prediction.EPSILON): _square(512, steps=30, guidance_scale=7.5, scheduler="pndm"),
+    (Family.SD1, Prediction.V): _square(512, steps=30, guidance_scale=7.5, scheduler="ddim"),
+    (Family.SD2, Prediction.EPSILON): _square(512, steps=30, guidance_scale=7.5, scheduler="pndm"),
+    (Family.SD2, Prediction.V): _square(768, steps=30, guidance_scale=7.5, scheduler="ddim"),
 }
+_XL = _square(1024, steps=30, guidance_scale=5.0, scheduler="euler")
+
+_DISTILLED: dict[Distillation, tuple[int, float, str]] = {
+    Distillation.TURBO: (4, 0.0, "euler"),
+    Distillation.LIGHTNING: (4, 0.0, "euler"),
+    Distillation.HYPER: (4, 0.0, "ddim"),
+    Distillation.LCM: (4, 1.0, "lcm"),
+}
+_EMBEDDED_GUIDANCE = 8.0  # what guidance-distilled LCMs are shown with
+
+
+def defaults_of(kind: Kind) -> GenerationDefaults:
+    """What requests to a checkpoint of this kind default to."""
+    defaults = _DEFAULTS.get((kind.family, kind.prediction), _XL)
+    if kind.distillation:
+        steps, guidance_scale, scheduler = _DISTILLED[kind.distillation]
+        defaults = replace(
+            defaults, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler
+        )
+    if kind.embeds_guidance:
+        defaults = replace(defaults, guidance_scale=_EMBEDDED_GUIDANCE)
+    return defaults
 
 
 # The samplers a request may name, with the diffusers class behind each and its extra configuration.

@@ -8,6 +8,7 @@ tensors, gapless and in offset order.
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -26,11 +27,26 @@ _DOWNLOAD_AGAIN = "download it again"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Span:
+    """One tensor and its place in the file."""
+
+    dtype: str  # as the format names it, e.g. "F16"
+    shape: tuple[int, ...]
+    begin: int  # bytes from the start of the file
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SafetensorsHeader:
     """What a file says of itself."""
 
-    shapes: dict[str, tuple[int, ...]]  # of each tensor, by name
+    spans: dict[str, Span]  # by the tensor's name
     metadata: dict[str, str]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each tensor, by name."""
+        return {name: span.shape for name, span in self.spans.items()}
 
 
 def read_header(path: Path) -> SafetensorsHeader:
@@ -90,16 +106,15 @@ def _parse(path: Path, file: BinaryIO, size: int) -> SafetensorsHeader:
         table = None
     if not isinstance(table, dict):
         _refuse(path, f"its header is not valid JSON, the file is damaged: {_DOWNLOAD_AGAIN}.")
-    return _check(path, table, size - 8 - length)
+    return _check(path, table, 8 + length, size - 8 - length)
 
 
-def _check(path: Path, table: dict[str, Any], data_size: int) -> SafetensorsHeader:
-    """Check every entry against its neighbours and the file's length; `data_size` in bytes."""
+def _check(path: Path, table: dict[str, Any], start: int, data_size: int) -> SafetensorsHeader:
+    """Check every entry against its neighbours and the data's place; `start`, size in bytes."""
     metadata = table.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         _refuse(path, f"its metadata is not a table, the file is damaged: {_DOWNLOAD_AGAIN}.")
-    shapes: dict[str, tuple[int, ...]] = {}
-    spans: list[tuple[int, int, str]] = []
+    spans: dict[str, Span] = {}
     for name, entry in table.items():
         try:
             begin, end = entry["data_offsets"]
@@ -114,12 +129,11 @@ def _check(path: Path, table: dict[str, Any], data_size: int) -> SafetensorsHead
                 f"the header's entry of tensor '{name}' contradicts itself (type, shape and "
                 f"offsets disagree), the file is damaged: {_DOWNLOAD_AGAIN}.",
             )
-        shapes[name] = shape
-        spans.append((begin, end, name))
-    if not shapes:
+        spans[name] = Span(dtype=entry["dtype"], shape=shape, begin=start + begin, end=start + end)
+    if not spans:
         _refuse(path, f"it holds no tensors: {_DOWNLOAD_AGAIN}.")
-    position = 0
-    for begin, end, name in sorted(spans):
+    position = start
+    for begin, end, name in sorted((span.begin, span.end, name) for name, span in spans.items()):
         if begin != position:
             _refuse(
                 path,
@@ -127,20 +141,19 @@ def _check(path: Path, table: dict[str, Any], data_size: int) -> SafetensorsHead
                 f"{_DOWNLOAD_AGAIN}.",
             )
         position = end
-    if position > data_size:
+    surplus = start + data_size - position
+    if surplus < 0:
         _refuse(
             path,
-            f"the download was cut off, {position - data_size:,} bytes are missing: "
-            f"{_DOWNLOAD_AGAIN}.",
+            f"the download was cut off, {-surplus:,} bytes are missing: {_DOWNLOAD_AGAIN}.",
         )
-    if position < data_size:
+    if surplus > 0:
         _refuse(
             path,
-            f"{data_size - position:,} bytes follow the last tensor, the file is damaged: "
-            f"{_DOWNLOAD_AGAIN}.",
+            f"{surplus:,} bytes follow the last tensor, the file is damaged: {_DOWNLOAD_AGAIN}.",
         )
     return SafetensorsHeader(
-        shapes=shapes, metadata={str(key): str(value) for key, value in metadata.items()}
+        spans=spans, metadata={str(key): str(value) for key, value in metadata.items()}
     )
 
 

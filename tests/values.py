@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sdserve.apps import AppSpec
-from sdserve.checkpoints import Checkpoint, inspect_checkpoint
-from sdserve.families import Family, GenerationDefaults
+from sdserve.checkpoints import Checkpoint, ModelFile, inspect_checkpoint
+from sdserve.families import Family, GenerationDefaults, Kind
 from sdserve.generation import ComputeMetrics, GenerationParams, ImageFormat
 from sdserve.jobs import new_job_id
 from sdserve.operations import Finish, Submit
@@ -68,7 +68,8 @@ def spec(**changes: Any) -> AppSpec:
     fields: dict[str, Any] = {
         "name": APP,
         "checkpoint": Checkpoint(
-            path=Path("/models/test.safetensors"), family=Family.SD1, size=1000, mtime_ns=10**18
+            file=ModelFile(path=Path("/models/test.safetensors"), size=1000, mtime_ns=10**18),
+            kind=Kind(family=Family.SD1),
         ),
         "defaults": DEFAULTS,
         "num_gpus": 0.0,

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdserve.errors import OutOfMemoryError
-from sdserve.families import SCHEDULERS
+from sdserve.families import SCHEDULERS, Family, Kind
 from sdserve.generation import GenerationParams, ImageFormat
 from workers.memory import memory_guard
 
 Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
+# Aesthetic scores for the negative and the positive prompt, as the SDXL refiner was trained with.
+_BAD_SCORE, _GOOD_SCORE = 2.5, 6.0
 _PROMPTS_KEPT = 32  # embeddings in the cache; 0.6 MB each for SDXL in half precision
 
 
@@ -33,7 +35,10 @@ class Conditioning:
 
     embeddings: Tensor  # [R, 77, C], on device
     pooled: Tensor | None  # [R, P], on device; SDXL only
-    time_ids: Tensor | None  # [R, 6], on device: original size, crop, target size; SDXL only
+    # [R, 6], on device: original size, crop, target size; SDXL only. The refiner's are [R, 5]:
+    # original size, crop, aesthetic score.
+    time_ids: Tensor | None
+    guidance: Tensor | None = None  # [1, G], on device; models that take guidance as an input
 
 
 @dataclass(kw_only=True)
@@ -47,6 +52,7 @@ class Denoising:
     step_options: dict[str, Any]  # what this scheduler's `step` takes besides
     timesteps: Tensor  # [T], on device; T may differ from num_inference_steps (PNDM, Heun)
     latents: Tensor  # [1, 4, H/8, W/8], on device
+    canvas: Tensor | None = None  # [1, 5, H/8, W/8]: mask and masked picture, of inpainting models
     calls_done: int = 0  # UNet calls
 
     @property
@@ -66,8 +72,9 @@ class DiffusionEngine:
     parameters; batched it agrees within float tolerance. Not thread-safe: one thread calls it.
     """
 
-    def __init__(self, pipeline: Pipeline, *, device: str) -> None:
+    def __init__(self, pipeline: Pipeline, *, kind: Kind, device: str) -> None:
         self._pipeline = pipeline
+        self._kind = kind
         self._device = torch.device(device)
         self._encode = lru_cache(maxsize=_PROMPTS_KEPT)(self._encode_prompts)
 
@@ -92,6 +99,11 @@ class DiffusionEngine:
                 generator=generator,
                 dtype=conditioning.embeddings.dtype,
             ).to(self._device)
+            latents = noise * scheduler.init_noise_sigma
+            if self._kind.family is Family.SDXL_REFINER:
+                # It refines an empty picture, at full strength: it was never shown pure noise.
+                start = scheduler.timesteps[:1]
+                latents = scheduler.add_noise(torch.zeros_like(noise), noise, start)
             accepted = inspect.signature(scheduler.step).parameters
             options = {"generator": generator, "eta": 0.0}
             return Denoising(
@@ -101,7 +113,8 @@ class DiffusionEngine:
                 scheduler=scheduler,
                 step_options={name: options[name] for name in options if name in accepted},
                 timesteps=scheduler.timesteps,
-                latents=noise * scheduler.init_noise_sigma,
+                latents=latents,
+                canvas=self._canvas(params, generator) if self._kind.is_inpainting else None,
             )
 
     def step(self, batch: Sequence[Denoising]) -> None:
@@ -192,15 +205,20 @@ class DiffusionEngine:
             rows = len(denoising.conditioning.embeddings)
             time = denoising.timesteps[denoising.calls_done]
             latents = torch.cat([denoising.latents] * rows)
-            inputs.append(denoising.scheduler.scale_model_input(latents, time))
+            scaled = denoising.scheduler.scale_model_input(latents, time)
+            if denoising.canvas is not None:
+                scaled = torch.cat([scaled, torch.cat([denoising.canvas] * rows)], dim=1)
+            inputs.append(scaled)
             times.append(time.expand(rows))
         conditionings = [denoising.conditioning for denoising in batch]
         pooled = [c.pooled for c in conditionings if c.pooled is not None]
         time_ids = [c.time_ids for c in conditionings if c.time_ids is not None]
+        guidance = [c.guidance for c in conditionings if c.guidance is not None]
         output: Tensor = self._pipeline.unet(
             torch.cat(inputs),
             torch.cat(times),
             encoder_hidden_states=torch.cat([c.embeddings for c in conditionings]),
+            timestep_cond=torch.cat(guidance) if guidance else None,
             added_cond_kwargs=(
                 {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(time_ids)}
                 if pooled
@@ -211,19 +229,42 @@ class DiffusionEngine:
         return output.split([len(c.embeddings) for c in conditionings])
 
     def _condition(self, params: GenerationParams) -> Conditioning:
-        is_guided = params.guidance_scale > 1
+        is_guided = params.guidance_scale > 1 and not self._kind.embeds_guidance
         embeddings, pooled = self._encode(
             _plain(params.prompt), _plain(params.negative_prompt), is_guided
         )
-        if pooled is None:
-            return Conditioning(embeddings=embeddings, pooled=None, time_ids=None)
-        size = (params.height, params.width)
-        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=embeddings.dtype)
         return Conditioning(
             embeddings=embeddings,
             pooled=pooled,
-            time_ids=time_ids.repeat(len(embeddings), 1).to(self._device),
+            time_ids=None if pooled is None else self._time_ids(params, embeddings),
+            guidance=self._guidance(params, embeddings) if self._kind.embeds_guidance else None,
         )
+
+    def _time_ids(self, params: GenerationParams, embeddings: Tensor) -> Tensor:
+        size = (params.height, params.width)
+        if self._kind.family is Family.SDXL_REFINER:
+            scores = (_BAD_SCORE, _GOOD_SCORE)[-len(embeddings) :]
+            rows = [[*size, 0, 0, score] for score in scores]
+        else:
+            rows = [[*size, 0, 0, *size]] * len(embeddings)
+        return torch.tensor(rows, dtype=embeddings.dtype).to(self._device)
+
+    def _guidance(self, params: GenerationParams, embeddings: Tensor) -> Tensor:
+        # Its annotations are narrower than what it takes and gives; SD and SDXL share the formula.
+        pipeline: Any = self._pipeline
+        return pipeline.get_guidance_scale_embedding(
+            torch.tensor([params.guidance_scale - 1]),
+            embedding_dim=pipeline.unet.config.time_cond_proj_dim,
+        ).to(device=self._device, dtype=embeddings.dtype)
+
+    def _canvas(self, params: GenerationParams, generator: torch.Generator) -> Tensor:
+        """What an inpainting model draws on: a mask over all of an empty picture."""
+        vae = self._pipeline.vae
+        empty = torch.zeros((1, 3, params.height, params.width), dtype=vae.dtype)
+        posterior = vae.encode(empty.to(self._device)).latent_dist
+        picture = posterior.sample(generator=generator) * vae.config.scaling_factor
+        mask = torch.ones_like(picture[:, :1])
+        return torch.cat([mask, picture], dim=1).to(self._pipeline.unet.dtype)
 
     def _encode_prompts(
         self,

@@ -2,10 +2,14 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
 import torch
 
 from sdserve.errors import OutOfMemoryError
+
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -16,6 +20,60 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "can't allocate memory" in str(error) or "not enough memory" in str(error)
     )
+
+
+@contextmanager
+def loading_guard(needed: int, device: torch.device) -> Generator[None]:
+    """Look whether a model fits before it is loaded, and name its size when an allocator fails.
+
+    On the host the look comes first because the kernel grants what it does not have, and then kills
+    the replica.
+
+    Args:
+        needed: bytes of its weights.
+        device: where they go.
+
+    Raises:
+        OutOfMemoryError: it does not fit.
+    """
+    where, free = ("host", host_bytes_free()) if device.type == "cpu" else _gpu_bytes_free(device)
+    message = (
+        f"The model needs {_gib(needed)} to load, the {where} has {_gib(free)} free: "
+        "free memory, or give the app a larger device."
+    )
+    if needed > free:
+        raise OutOfMemoryError(message)
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(message) from error
+
+
+def host_bytes_free() -> int:
+    """Memory that this process can still get: of the machine, or of its container if less."""
+    free = psutil.virtual_memory().available
+    try:  # control group v2 (docs.kernel.org/admin-guide/cgroup-v2.html, "Memory")
+        limit = (_CONTROL_GROUP / "memory.max").read_text().strip()
+        used = int((_CONTROL_GROUP / "memory.current").read_text())
+        stat = dict(
+            line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines()
+        )
+    except (OSError, ValueError):
+        return free  # not in a container
+    if limit == "max":
+        return free
+    return min(free, int(limit) - used + int(stat["inactive_file"]))
+
+
+def _gpu_bytes_free(device: torch.device) -> tuple[str, int]:
+    free, _ = torch.cuda.mem_get_info(device)
+    return "GPU", free
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 @contextmanager

@@ -5,9 +5,8 @@ The loader maps the file into memory and faults page by page, at about 1 GB/s; f
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import count
 from pathlib import Path
 
 _READERS = 4
@@ -17,17 +16,19 @@ _CHUNK = 4 << 20  # bytes
 class Prefetch:
     """A running read of one file; starts when made."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._size = path.stat().st_size  # bytes
-        self._offsets = count(0, _CHUNK)  # next() on it is atomic
+    def __init__(self, path: Path, ranges: Iterable[tuple[int, int]]) -> None:
+        """Start to read the ranges [begin, end) of the file, in bytes."""
+        self.path = path
+        chunks = list(_chunks(ranges))
+        self._size = sum(size for _, size in chunks)  # bytes
+        self._chunks = iter(chunks)  # next() on it is atomic
         self._read = [0] * _READERS  # bytes so far; one writer each
         pool = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="prefetch")
         self._readers = [pool.submit(self._pull, reader) for reader in range(_READERS)]
         pool.shutdown(wait=False)
 
     def progress(self) -> Iterator[int]:
-        """Percent read, at most every 5, until the whole file is read; it ends with 100.
+        """Percent read, at most every 5, until all is read; it ends with 100.
 
         Raises:
             OSError: the file cannot be read.
@@ -44,10 +45,20 @@ class Prefetch:
             yield 100
 
     def _pull(self, reader: int) -> None:
-        scratch = bytearray(_CHUNK)
-        file = os.open(self._path, os.O_RDONLY)
+        scratch = memoryview(bytearray(_CHUNK))
+        file = os.open(self.path, os.O_RDONLY)
         try:
-            while (offset := next(self._offsets)) < self._size:
-                self._read[reader] += os.preadv(file, [scratch], offset)  # releases the GIL
+            for offset, size in self._chunks:
+                self._read[reader] += os.preadv(file, [scratch[:size]], offset)  # without the GIL
         finally:
             os.close(file)
+
+
+def _chunks(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Neighbouring ranges as (offset, size) pieces of at most _CHUNK bytes."""
+    start = stop = 0
+    for begin, end in [*sorted(ranges), (-1, -1)]:  # the last one ends what came before it
+        if begin != stop:
+            yield from ((at, min(_CHUNK, stop - at)) for at in range(start, stop, _CHUNK))
+            start = begin
+        stop = end

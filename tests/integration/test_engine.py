@@ -1,5 +1,7 @@
 """The engine on the demo models: the same pixels as plain diffusers, alone and in a batch."""
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +13,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sdserve.checkpoints import Checkpoint, inspect_checkpoint
+from sdserve.checkpoints import inspect_checkpoint
 from sdserve.errors import CheckpointError, OutOfMemoryError, UnsupportedCheckpointError
-from sdserve.families import SCHEDULERS, Family
+from sdserve.families import SCHEDULERS, Family, Kind
 from sdserve.generation import GenerationParams, ImageFormat
 from sdserve.safetensors_header import read_header
 from tests.judge import obeys
 from tests.values import params_for
+from tools.plain_pipeline import load_plainly
 from workers.engine import Denoising, DiffusionEngine
 from workers.images import encode_image
 from workers.loading import load_engine
-from workers.pipeline_config import config_folder
+from workers.pipeline_config import part_configs
 
 pytestmark = pytest.mark.integration
 
@@ -42,15 +45,7 @@ def engine(path: Path) -> DiffusionEngine:
 
 @pytest.fixture(scope="module")
 def plain(path: Path) -> Any:
-    """What a user of diffusers would load."""
-    family = inspect_checkpoint(path)[0].family
-    loader = (
-        DIFFUSERS.StableDiffusionXLPipeline if family.is_xl else DIFFUSERS.StableDiffusionPipeline
-    )
-    with config_folder(path, family, read_header(path).metadata) as config:
-        pipeline = loader.from_single_file(str(path), config=str(config), local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return load_plainly(path)
 
 
 def load(path: Path, on_phase: Callable[[str], None] = lambda _: None) -> DiffusionEngine:
@@ -257,7 +252,7 @@ def test_a_warmed_engine_draws_the_same(path: Path) -> None:
 
 def test_a_file_that_changed_its_kind_since_it_was_deployed_is_refused(path: Path) -> None:
     checkpoint, _ = inspect_checkpoint(path)
-    stale = replace(checkpoint, family=Family.SD2)
+    stale = replace(checkpoint, kind=Kind(family=Family.SD2))
     with pytest.raises(CheckpointError, match=r"was replaced by a .* deploy it again"):
         load_engine(stale, device="cpu", threads=1, on_phase=lambda _: None)
 
@@ -284,44 +279,16 @@ def test_a_file_cannot_name_a_class_to_import(path: Path, tmp_path: Path) -> Non
         .replace('"PNDMScheduler"', '"Popen"')
         .replace('"EulerDiscreteScheduler"', '"Popen"')
     )
-    checkpoint = Checkpoint(path=path, family=Family.SD1, size=0, mtime_ns=0)
-    with (
-        pytest.raises(CheckpointError, match="'diffusers_config'"),
-        config_folder(checkpoint.path, checkpoint.family, {"diffusers_config": hostile}),
-    ):
-        pass
+    kind = inspect_checkpoint(path)[0].kind
+    with pytest.raises(CheckpointError, match="'diffusers_config'"):
+        part_configs(path, kind, replace(header, metadata={"diffusers_config": hostile}))
 
 
-@pytest.mark.parametrize(
-    ("family", "unet", "text"),
-    [
-        (Family.SD1, 859_520_964, 123_060_480),
-        (Family.SD2, 865_910_724, 340_387_840),
-        (Family.SD2_V, 865_910_724, 340_387_840),
-        (Family.SD2_TURBO, 865_910_724, 340_387_840),
-        (Family.SDXL, 2_567_463_684, 817_720_320),
-        (Family.SDXL_V, 2_567_463_684, 817_720_320),
-        (Family.SDXL_TURBO, 2_567_463_684, 817_720_320),
-    ],
-)
-def test_the_shipped_configurations_have_the_published_number_of_parameters(
-    family: Family, unet: int, text: int
+def test_a_file_that_was_replaced_since_it_was_deployed_is_refused(
+    path: Path, tmp_path: Path
 ) -> None:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    with config_folder(Path("x"), family, {}) as folder, torch.device("meta"):
-        parts = [
-            DIFFUSERS.UNet2DConditionModel.from_config(
-                DIFFUSERS.UNet2DConditionModel.load_config(folder / "unet")
-            ),
-            DIFFUSERS.AutoencoderKL.from_config(
-                DIFFUSERS.AutoencoderKL.load_config(folder / "vae")
-            ),
-        ]
-        texts: list[Any] = [CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))]
-        if family.is_xl:
-            config = CLIPTextConfig.from_pretrained(folder / "text_encoder_2")
-            texts.append(CLIPTextModelWithProjection(config))
-    counts = [sum(p.numel() for p in part.parameters()) for part in parts]
-    assert counts == [unet, 83_653_863]
-    assert sum(p.numel() for part in texts for p in part.parameters()) == text
+    copy = Path(shutil.copy(path, tmp_path))
+    checkpoint, _ = inspect_checkpoint(copy)
+    os.utime(copy, (1, 1))
+    with pytest.raises(CheckpointError, match=r"was replaced after it was deployed: deploy it"):
+        load_engine(checkpoint, device="cpu", threads=1, on_phase=lambda _: None)

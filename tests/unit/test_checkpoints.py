@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from sdserve.checkpoints import Checkpoint, inspect_checkpoint, list_checkpoints
+from sdserve.checkpoints import ModelFile, inspect_checkpoint, list_checkpoints
 from sdserve.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     UnsupportedCheckpointError,
 )
-from sdserve.families import Family, GenerationDefaults
+from sdserve.families import GenerationDefaults
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -40,6 +40,7 @@ def unet(context: int, *, channels: int = 320, inputs: int = 4) -> Shapes:
 
 SD1 = unet(768) | CLIP_L | VAE
 SD2 = unet(1024) | OPEN_CLIP_H | VAE
+REFINER = unet(1280, channels=384) | REFINER_CLIP | VAE
 SDXL = unet(2048) | {f"{UNET}label_emb.0.0.weight": (1280, 2816)} | OPEN_CLIP_G | VAE
 
 
@@ -207,19 +208,19 @@ def test_a_metadata_that_is_no_table_is_refused(tmp_path: Path) -> None:
         ({"<my-cat>": (768,)}, "this is a textual-inversion embedding"),
         ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "this is a bare VAE"),
         (VAE, "this is a bare VAE"),
-        (unet(768), "this is a bare UNet without text encoder"),
         ({"down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3)}, "this is a bare UNet"),
         ({"text_model.final_layer_norm.weight": (768,)}, "this is a bare text encoder"),
-        (unet(768) | CLIP_L, "it has no VAE"),
-        (unet(768, inputs=9) | CLIP_L | VAE, "this is an inpainting model"),
+        (unet(768), "it has no VAE: use the full"),
+        (unet(768) | VAE, "it has no text encoder: use the full"),
+        (unet(2048) | VAE, "it has no text encoders: use the full"),
+        (unet(640) | VAE, "nothing tells which family it is"),
+        (unet(768) | CLIP_L, "lend it one with 'vae: FILE.safetensors' in a.yaml"),
         (unet(768, inputs=8) | CLIP_L | VAE, "this is an instruct-pix2pix model"),
         (unet(768, inputs=7) | CLIP_L | VAE, "its UNet takes 7 input channels"),
-        (unet(1280) | REFINER_CLIP | VAE, "this is the SDXL refiner"),
         ({f"{UNET}joint_blocks.0.x_block.weight": (8, 8)} | VAE, "this is Stable Diffusion 3"),
         ({f"{UNET}double_blocks.0.img_attn.weight": (8, 8)}, "this is a Flux model"),
         ({"double_blocks.0.img_attn.weight": (8, 8)}, "this is a Flux model"),
         (SDXL | {"edm_mean": (4,)}, "this is a model with an EDM noise schedule"),
-        (SD1 | {"v_pred": (0,)}, "this is an SD 1.x model with v prediction"),
         (unet(768, channels=64) | CLIP_L | VAE, "its UNet is 64 channels wide"),
         (unet(768) | OPEN_CLIP_H | VAE, "a text width of 768 (expected 320 and 1024)"),
         ({f"layer.{i}.weight": (8, 8, 3, 3) for i in range(9)}, "not a Stable Diffusion"),
@@ -232,45 +233,80 @@ def test_what_is_no_servable_checkpoint_is_named(tmp_path: Path, shapes: Shapes,
         inspect_checkpoint(path)
 
 
-# Families
+# Kinds
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes", "metadata", "family", "native"),
+    ("name", "shapes", "metadata", "kind", "native"),
     [
-        ("v1-5-pruned-emaonly", SD1, {}, Family.SD1, 512),
-        ("dreamshaper_8", SD1, {"modelspec.resolution": "768x768"}, Family.SD1, 768),
-        ("v2-1_512-ema-pruned", SD2, {}, Family.SD2, 512),
-        ("v2-1_768-ema-pruned", SD2, {}, Family.SD2_V, 768),
-        ("v2-1_768", SD2, {"modelspec.prediction_type": "epsilon"}, Family.SD2, 512),
-        ("some_base", SD2, {"modelspec.prediction_type": "v"}, Family.SD2_V, 768),
-        ("sd_turbo", SD2, {}, Family.SD2_TURBO, 512),
-        ("sd_xl_base_1.0", SDXL, {}, Family.SDXL, 1024),
-        ("animagine", SDXL, {}, Family.SDXL, 1024),
-        ("noobai-xl", SDXL | {"v_pred": (0,), "ztsnr": (0,)}, {}, Family.SDXL_V, 1024),
-        ("noobai-xl-vpred", SDXL, {}, Family.SDXL_V, 1024),
-        ("sd_xl_turbo_1.0_fp16", SDXL, {}, Family.SDXL_TURBO, 512),
-        ("juggernautXL_lightning", SDXL, {}, Family.SDXL_TURBO, 1024),
-        ("xl", SDXL, {"modelspec.title": "Dream XL Turbo"}, Family.SDXL_TURBO, 1024),
+        ("v1-5-pruned-emaonly", SD1, {}, "sd1", 512),
+        ("v1-5-pruned", SD1 | {"model_ema.diffusion_modelout0bias": (320,)}, {}, "sd1", 512),
+        ("dreamshaper_8", SD1, {"modelspec.resolution": "768x768"}, "sd1", 768),
+        ("some_vpred", SD1, {}, "sd1-v", 512),
+        ("marked", SD1 | {"v_pred": (0,)}, {}, "sd1-v", 512),
+        ("dreamshaper_8LCM", SD1, {}, "sd1-lcm", 512),
+        ("dreamshaper_8_lcm", SD1, {}, "sd1-lcm", 512),
+        ("distilled", SD1 | {f"{UNET}time_embed.cond_proj.weight": (320, 256)}, {}, "sd1-lcm", 512),
+        ("sd-v1-5-inpainting", unet(768, inputs=9) | CLIP_L | VAE, {}, "sd1-inpainting", 512),
+        ("v2-1_512-ema-pruned", SD2, {}, "sd2", 512),
+        ("v2-1_768-ema-pruned", SD2, {}, "sd2-v", 768),
+        ("v2-1_768", SD2, {"modelspec.prediction_type": "epsilon"}, "sd2", 512),
+        ("some_base", SD2, {"modelspec.prediction_type": "v"}, "sd2-v", 768),
+        ("sd_turbo", SD2, {}, "sd2-turbo", 512),
+        ("512-inpainting-ema", unet(1024, inputs=9) | OPEN_CLIP_H | VAE, {}, "sd2-inpainting", 512),
+        ("sd_xl_base_1.0", SDXL, {}, "sdxl", 1024),
+        ("animagine", SDXL, {}, "sdxl", 1024),
+        ("noobai-xl", SDXL | {"v_pred": (0,), "ztsnr": (0,)}, {}, "sdxl-v", 1024),
+        ("noobai-xl-vpred", SDXL, {}, "sdxl-v", 1024),
+        ("sd_xl_turbo_1.0_fp16", SDXL, {}, "sdxl-turbo", 512),
+        ("dreamshaperXL_turbo", SDXL, {}, "sdxl-turbo", 1024),
+        ("juggernautXL_lightning", SDXL, {}, "sdxl-lightning", 1024),
+        ("xl", SDXL, {"modelspec.title": "Dream XL Turbo"}, "sdxl-turbo", 1024),
+        ("xl-Hyper-SD", SDXL, {}, "sdxl-hyper", 1024),
+        ("xl-inpaint", unet(2048, inputs=9) | OPEN_CLIP_G | VAE, {}, "sdxl-inpainting", 1024),
+        ("sd_xl_refiner_1.0", REFINER, {}, "sdxl-refiner", 1024),
     ],
 )
-def test_the_family_comes_from_tensors_then_metadata_then_name(
+def test_the_kind_comes_from_tensors_then_metadata_then_name(
     tmp_path: Path,
     name: str,
     shapes: Shapes,
     metadata: dict[str, str],
-    family: Family,
+    kind: str,
     native: int,
 ) -> None:
     path = write_model(tmp_path / f"{name}.safetensors", shapes, metadata)
     checkpoint, defaults = inspect_checkpoint(path)
-    stat = path.stat()
-    assert checkpoint == Checkpoint(
-        path=path, family=family, size=stat.st_size, mtime_ns=stat.st_mtime_ns
-    )
+    assert str(checkpoint.kind) == kind
+    assert checkpoint.files == (ModelFile.at(path),)
     assert checkpoint.name == name
     assert (defaults.width, defaults.height) == (native, native)
     assert (defaults.min_size, defaults.max_size) == (256, 2 * native)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "steps", "guidance", "scheduler"),
+    [
+        ("a", SD1, 30, 7.5, "pndm"),
+        ("a-lcm", SD1, 4, 1.0, "lcm"),
+        ("a", SD1 | {f"{UNET}time_embed.cond_proj.weight": (320, 256)}, 4, 8.0, "lcm"),
+        ("a-v-pred", SD2, 30, 7.5, "ddim"),
+        ("xl", SDXL, 30, 5.0, "euler"),
+        ("xl-turbo", SDXL, 4, 0.0, "euler"),
+        ("sdxl_lightning_8step", SDXL, 8, 0.0, "euler"),
+        ("xl-hyper-sd-1-step", SDXL, 1, 0.0, "ddim"),
+        ("xl-8step", SDXL, 30, 5.0, "euler"),
+    ],
+)
+def test_a_kind_brings_its_steps_guidance_and_scheduler(
+    tmp_path: Path, name: str, shapes: Shapes, steps: int, guidance: float, scheduler: str
+) -> None:
+    defaults = inspect_checkpoint(write_model(tmp_path / f"{name}.safetensors", shapes))[1]
+    assert (defaults.steps, defaults.guidance_scale, defaults.scheduler) == (
+        steps,
+        guidance,
+        scheduler,
+    )
 
 
 @pytest.mark.parametrize(("name", "shapes"), [("sdxl-style", SD1), ("pony", SDXL)])
@@ -287,7 +323,7 @@ def test_an_undecidable_sd2_says_how_to_decide(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         inspect_checkpoint(write_model(tmp_path / "my_sd2.safetensors", SD2))
-    assert "put '512-base' in its name" in caplog.text
+    assert "say 'prediction_type: epsilon' in my_sd2.yaml" in caplog.text
 
 
 def test_our_metadata_sets_the_defaults(tmp_path: Path) -> None:
@@ -332,6 +368,77 @@ def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
     link = tmp_path / "model.safetensors"
     link.symlink_to(blob)
     assert inspect_checkpoint(link)[0].path == link
+
+
+# Sidecars
+
+
+def test_a_sidecar_tells_what_the_tensors_cannot(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "v2-1_768.safetensors", SD2)
+    path.with_suffix(".yaml").write_text(
+        "family: sd2\nprediction_type: epsilon\nwidth: 640\nheight: 512\nsteps: 7\n"
+        "guidance_scale: 0\nscheduler: euler_a\n"
+    )
+    checkpoint, defaults = inspect_checkpoint(path)
+    assert str(checkpoint.kind) == "sd2"
+    assert (defaults.width, defaults.height, defaults.max_size) == (640, 512, 1280)
+    assert (defaults.steps, defaults.guidance_scale, defaults.scheduler) == (7, 0.0, "euler_a")
+
+
+def test_a_sidecar_is_believed_before_metadata_and_name(tmp_path: Path) -> None:
+    metadata = {"modelspec.prediction_type": "v"}
+    path = write_model(tmp_path / "xl_turbo.safetensors", SDXL, metadata)
+    path.with_suffix(".yaml").write_text(
+        "prediction_type: epsilon\ndistillation: lightning\nheight: 768"
+    )
+    checkpoint, defaults = inspect_checkpoint(path)
+    assert str(checkpoint.kind) == "sdxl-lightning"
+    assert (defaults.width, defaults.height) == (768, 768)
+
+
+def test_an_empty_sidecar_says_nothing(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "a.safetensors", SD1)
+    without = inspect_checkpoint(path)
+    path.with_suffix(".yaml").write_text("# to do\n")
+    assert inspect_checkpoint(path) == without
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("prediction: v", "'prediction' in its sidecar a.yaml is wrong (Extra inputs"),
+        ("steps: many", "'steps' in its sidecar a.yaml is wrong"),
+        ("width: 513", "'width' in its sidecar a.yaml is wrong"),
+        ("scheduler: magic", "no such scheduler, known are: ddim,"),
+        ("family: sd9", "'family' in its sidecar a.yaml is wrong"),
+        ("- a list", "'it' in its sidecar a.yaml is wrong"),
+        ("a: [", "its sidecar a.yaml is no YAML"),
+        ("a: !!python/object/apply:os.system [touch /tmp/x]", "its sidecar a.yaml is no YAML"),
+        ("family: sdxl", "its sidecar says sdxl, its tensors say sd1: correct a.yaml."),
+        ("vae: gone.safetensors", "there is no file here"),
+        ("vae: lora.safetensors", "takes the VAE from lora.safetensors, which has none"),
+        ("text_encoder: lora.safetensors", "lora.safetensors, which is no whole sd1 checkpoint"),
+    ],
+)
+def test_a_sidecar_that_cannot_be_followed_is_refused(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    path = write_model(tmp_path / "a.safetensors", SD1)
+    write_model(tmp_path / "lora.safetensors", {"x.lora_down.weight": (4, 4)})
+    path.with_suffix(".yaml").write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        inspect_checkpoint(path)
+    assert sentence in caught.value.reason
+
+
+def test_missing_parts_are_taken_from_the_files_that_the_sidecar_names(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "bare.safetensors", unet(768))
+    whole = write_model(tmp_path / "whole.safetensors", SD1)
+    vae = write_model(tmp_path / "vae.safetensors", {"decoder.conv_in.weight": (512, 4, 3, 3)})
+    path.with_suffix(".yaml").write_text("vae: vae.safetensors\ntext_encoder: whole.safetensors")
+    checkpoint, _ = inspect_checkpoint(path)
+    assert (checkpoint.vae, checkpoint.text_encoder) == (ModelFile.at(vae), ModelFile.at(whole))
+    assert str(checkpoint.kind) == "sd1"  # by the width of its UNet
 
 
 # Folders

@@ -11,7 +11,7 @@ from workers.prefetch import Prefetch
 def test_progress_rises_to_100(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * (9 << 20))
-    percents = list(Prefetch(path).progress())
+    percents = list(Prefetch(path, [(0, 9 << 20)]).progress())
     assert percents == sorted(set(percents))
     assert percents[-1] == 100
 
@@ -24,4 +24,19 @@ def test_a_failing_read_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_bytes(b"x")
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        list(Prefetch(path).progress())
+        list(Prefetch(path, [(0, 1)]).progress())
+
+
+def test_only_what_is_wanted_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100)
+    read = list[tuple[int, int]]()
+    preadv = os.preadv
+
+    def spy(file: int, buffers: list[memoryview], offset: int) -> int:
+        read.append((offset, offset + sum(map(len, buffers))))
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", spy)
+    assert list(Prefetch(path, [(20, 30), (0, 10), (10, 20), (90, 100)]).progress())[-1] == 100
+    assert sorted(read) == [(0, 30), (90, 100)]

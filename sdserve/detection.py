@@ -1,0 +1,261 @@
+"""What a checkpoint is, decided from its header; what is no checkpoint is refused by its own name.
+
+Tensors come first: they cannot lie. What they leave open (prediction, distillation) the sidecar
+tells, then ModelSpec metadata (Stability-AI/ModelSpec), then the file's name.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from sdserve.errors import UnsupportedCheckpointError
+from sdserve.families import Distillation, Family, Kind, Prediction
+from sdserve.safetensors_header import SafetensorsHeader
+from sdserve.sidecar import Sidecar
+
+logger = logging.getLogger(__name__)
+
+Shapes = dict[str, tuple[int, ...]]
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+# Where each family's text encoders are, in the order of the pipeline's text_encoder(_2).
+TEXT_ENCODERS: dict[Family, tuple[str, ...]] = {
+    Family.SD1: ("cond_stage_model.transformer.",),
+    Family.SD2: ("cond_stage_model.model.",),
+    Family.SDXL: ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+    Family.SDXL_REFINER: ("conditioner.embedders.0.model.",),
+}
+GUIDANCE_EMBEDDING = f"{UNET}time_embed.cond_proj.weight"  # [channels, width]
+
+_CONV_IN = f"{UNET}input_blocks.0.0.weight"  # [channels, inputs, 3, 3]
+_VAE_MARK = "decoder.conv_in.weight"
+_CROSS_ATTENTION = f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"  # [_, context]
+# Of the published models: (UNet channels, text width). Own configurations may differ.
+_SIZES = {
+    Family.SD1: (320, 768),
+    Family.SD2: (320, 1024),
+    Family.SDXL: (320, 2048),
+    Family.SDXL_REFINER: (384, 1280),
+}
+
+
+def detect(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> Kind:
+    """What the checkpoint is. Reads nothing but its arguments.
+
+    Raises:
+        UnsupportedCheckpointError: it is something else, or of a kind that is not served.
+    """
+    shapes = header.shapes
+    _refuse_other_kinds(path, shapes)
+    family = _family(path, shapes, sidecar)
+    inputs = shapes.get(_CONV_IN, (0, 0))[1]
+    _refuse_unserved_unet(path, family, header, inputs)
+    kind = Kind(
+        family=family,
+        prediction=_prediction(path, family, header, sidecar),
+        distillation=_distillation(path, header, sidecar),
+        is_inpainting=inputs == 9,
+        embeds_guidance=GUIDANCE_EMBEDDING in shapes,
+    )
+    is_named_xl = "xl" in path.stem.lower()
+    if is_named_xl != family.is_xl:
+        logger.warning(
+            "%s: its name %s 'xl', its tensors say %s: the tensors decide.",
+            path,
+            "has" if is_named_xl else "lacks",
+            kind,
+        )
+    return kind
+
+
+def vae_prefix(shapes: Shapes) -> str | None:
+    """What comes before the names of a VAE's tensors, in a checkpoint or in a file of its own."""
+    return next((prefix for prefix in (VAE, "") if prefix + _VAE_MARK in shapes), None)
+
+
+def missing_text_encoders(family: Family, shapes: Shapes) -> list[str]:
+    """Prefixes of the family's text encoders that the file does not hold."""
+    return [
+        prefix
+        for prefix in TEXT_ENCODERS[family]
+        if not any(name.startswith(prefix) for name in shapes)
+    ]
+
+
+def _family(path: Path, shapes: Shapes, sidecar: Sidecar) -> Family:
+    context = shapes.get(_CROSS_ATTENTION, (0, 0))[1]
+    by_size = {width: family for family, (_, width) in _SIZES.items()}
+    # Families that share a prefix differ in having it all: the refiner lacks the base's first.
+    family = next(
+        (each for each in Family if not missing_text_encoders(each, shapes)),
+        by_size.get(context, sidecar.family),
+    )
+    if family is None:
+        raise UnsupportedCheckpointError(
+            path,
+            "it has no text encoder, and nothing tells which family it is: "
+            f"name the family in {path.stem}.yaml beside it, or {_USE_WHOLE}.",
+        )
+    if sidecar.family not in (None, family):
+        raise UnsupportedCheckpointError(
+            path,
+            f"its sidecar says {sidecar.family}, its tensors say {family}: correct "
+            f"{path.stem}.yaml.",
+        )
+    return family
+
+
+def _prediction(
+    path: Path, family: Family, header: SafetensorsHeader, sidecar: Sidecar
+) -> Prediction:
+    if "v_pred" in header.shapes:  # an empty marker tensor, written by ComfyUI-style trainers
+        return Prediction.V
+    if sidecar.prediction_type:
+        return sidecar.prediction_type
+    if declared := header.metadata.get("modelspec.prediction_type", "").lower():
+        return Prediction.V if declared.startswith("v") else Prediction.EPSILON
+    name = path.stem.lower()
+    if re.search(r"v[-_ ]?pred", name):
+        return Prediction.V
+    if family is not Family.SD2 or _distillation(path, header, sidecar) or _inpaints(header.shapes):
+        return Prediction.EPSILON
+    predicts_v = re.search(r"512|base", name) is None
+    logger.warning(
+        "%s: nothing in the file tells whether this SD 2 model predicts epsilon or v; taken as %s. "
+        "If pictures come out as noise, say 'prediction_type: %s' in %s.yaml beside it.",
+        path,
+        "v (768 px)" if predicts_v else "epsilon (512 px)",
+        "epsilon" if predicts_v else "v_prediction",
+        path.stem,
+    )
+    return Prediction.V if predicts_v else Prediction.EPSILON
+
+
+def _distillation(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> Distillation | None:
+    if sidecar.distillation:
+        return sidecar.distillation
+    if GUIDANCE_EMBEDDING in header.shapes:
+        return Distillation.LCM
+    told = [header.metadata.get(f"modelspec.{key}", "") for key in ("architecture", "title")]
+    text = " ".join([*told, path.stem]).lower()
+    return next((kind for kind, mark in _DISTILLATION_MARKS if re.search(mark, text)), None)
+
+
+def _inpaints(shapes: Shapes) -> bool:
+    return shapes.get(_CONV_IN, (0, 0))[1] == 9
+
+
+def _refuse_other_kinds(path: Path, shapes: Shapes) -> None:
+    for kind, advice, matches in _OTHER_KINDS:
+        if any(matches(name) for name in shapes):
+            raise UnsupportedCheckpointError(path, f"this is {kind}: {advice}.")
+    if _is_embedding(shapes):
+        raise UnsupportedCheckpointError(
+            path, f"this is a textual-inversion embedding: {_DEPLOY_BASE}."
+        )
+    if all(name.startswith(VAE) for name in shapes):
+        raise UnsupportedCheckpointError(path, f"this is a bare VAE: {_USE_WHOLE}.")
+    if not any(name.startswith(UNET) for name in shapes):
+        raise UnsupportedCheckpointError(
+            path,
+            "it is not a Stable Diffusion checkpoint (no 'model.diffusion_model' tensors): "
+            "use a single-file checkpoint of SD 1.x, SD 2.x or SDXL.",
+        )
+
+
+def _refuse_unserved_unet(
+    path: Path, family: Family, header: SafetensorsHeader, inputs: int
+) -> None:
+    if inputs == 8:
+        raise UnsupportedCheckpointError(
+            path,
+            "this is an instruct-pix2pix model (8 input channels), which is not served: "
+            f"{_DEPLOY_BASE}.",
+        )
+    if inputs not in (4, 9):
+        raise UnsupportedCheckpointError(
+            path,
+            f"its UNet takes {inputs} input channels, no Stable Diffusion 1.x, 2.x or XL: "
+            f"{_DEPLOY_BASE}.",
+        )
+    if "diffusers_config" in header.metadata:
+        return
+    # A shrunken UNet would load into the wrong shapes unless it brings its own configuration.
+    channels = header.shapes[_CONV_IN][0]
+    width = header.shapes.get(_CROSS_ATTENTION, (0, 0))[1]
+    if (channels, width) != _SIZES[family]:
+        expected_channels, expected_width = _SIZES[family]
+        raise UnsupportedCheckpointError(
+            path,
+            f"it is laid out as {family}, but its UNet is {channels} channels wide with a text "
+            f"width of {width} (expected {expected_channels} and {expected_width}): distilled or "
+            f"pruned variants are not served, {_DEPLOY_BASE}.",
+        )
+
+
+def _is_embedding(shapes: Shapes) -> bool:
+    vectors = all(len(shape) <= 2 and shape[-1:] <= (2048,) for shape in shapes.values())
+    return bool(
+        {"emb_params", "clip_l", "clip_g", "<concept>"} & shapes.keys()
+        or (len(shapes) <= 3 and vectors)
+    )
+
+
+_DISTILLATION_MARKS = (
+    (Distillation.LIGHTNING, r"lightning"),
+    (Distillation.HYPER, r"hyper[-_ ]?sd"),
+    (Distillation.TURBO, r"turbo"),
+    (Distillation.LCM, r"(?<![a-z])lcm(?![a-z])"),
+)
+
+_DEPLOY_BASE = "deploy an SD 1.x, SD 2.x or SDXL base checkpoint instead"
+_USE_WHOLE = "use the full single-file checkpoint of the same model"
+_NOT_SERVED = f"this kind is not served, {_DEPLOY_BASE}"
+
+# Kinds of files that lie in model folders beside checkpoints: (what it is, next step, any tensor
+# name that proves it). Order matters: a LoRA of Flux is a LoRA first.
+_OTHER_KINDS: tuple[tuple[str, str, Callable[[str], object]], ...] = (
+    (
+        "a LoRA, which only changes another model",
+        _DEPLOY_BASE,
+        re.compile(r"lora_(unet|te\d?|up|down|A|B|prior)|\.(hada|lokr)_w1|\.lora\.").search,
+    ),
+    (
+        "a ControlNet, which only steers another model",
+        _DEPLOY_BASE,
+        re.compile(r"control_model\.|controlnet_|input_hint_block|zero_convs\.").match,
+    ),
+    ("an IP-Adapter", _DEPLOY_BASE, re.compile(r"ip_adapter\.|image_proj\.").match),
+    (
+        "Stable Diffusion 3",
+        _NOT_SERVED,
+        re.compile(r"(model\.diffusion_model\.)?joint_blocks\.").match,
+    ),
+    (
+        "a Flux model",
+        _NOT_SERVED,
+        re.compile(r"(model\.diffusion_model\.)?(double_blocks|single_transformer_blocks)\.").match,
+    ),
+    (
+        "a model with an EDM noise schedule (Playground 2.5, CosXL)",
+        _NOT_SERVED,
+        re.compile(r"edm_(mean|std|vpred)").match,
+    ),
+    (
+        "a bare VAE",
+        _USE_WHOLE,
+        re.compile(r"(decoder|encoder)\.(conv_in|mid|mid_block)\.").match,
+    ),
+    (
+        "a bare UNet in the diffusers layout",
+        _USE_WHOLE,
+        re.compile(r"down_blocks\.0\.").match,
+    ),
+    (
+        "a bare text encoder",
+        _USE_WHOLE,
+        re.compile(r"text_model\.").match,
+    ),
+)

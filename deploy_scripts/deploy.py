@@ -115,9 +115,10 @@ class Deployer:
             is_broken = self.store.app_status(spec.name).broken_reason is not None
             if known == spec and is_running and not is_broken:
                 return Deployed.UNCHANGED
-            self.store.heal(spec.name)
-            # Registered first: the autoscaling policy only watches registered apps.
+            # Registered first: the autoscaling policy only watches registered apps, and from then
+            # on a replica of the old one can no longer break the app.
             self.store.register_app(spec)
+            self.store.heal(spec.name)
             try:
                 serve.run(
                     build_app(spec, self._surroundings), name=spec.name, route_prefix=spec.route

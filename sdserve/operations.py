@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sdserve import keys
-from sdserve.apps import AppState, AppStatus, ReplicaPresence
+from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
@@ -167,7 +167,7 @@ class Beat(Operation[list[Pulse]]):
 
     @property
     def keys(self) -> list[str]:
-        return [keys.REPLICAS + self.app, keys.LEASE + self.app]
+        return [keys.REPLICAS + self.app, keys.LEASE + self.app, keys.APP + self.app]
 
     @property
     def arguments(self) -> list[Argument]:
@@ -316,16 +316,18 @@ class Drain(Operation[int]):
     failure: JobFailure
     job_ttl: timedelta
     broken: bool
+    spec: AppSpec | None = None  # only if the app is still deployed as this
 
     @property
     def keys(self) -> list[str]:
-        return [keys.QUEUE + self.app, keys.APP + self.app]
+        return [keys.QUEUE + self.app, keys.APP + self.app, keys.APPS]
 
     @property
     def arguments(self) -> list[Argument]:
         return [
             keys.JOB, self.failure.code, self.failure.message, int(self.job_ttl.total_seconds()),
-            keys.CHANNEL + self.app, int(self.broken),
+            keys.CHANNEL + self.app, int(self.broken), self.app,
+            self.spec.to_json() if self.spec else "",
         ]  # fmt: skip
 
     def read(self, reply: Any) -> int:

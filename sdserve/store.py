@@ -135,6 +135,11 @@ class RedisJobStore:
         with store_errors():
             return int(self._redis.hincrby(keys.APP + app, "load_failures", 1))
 
+    def load_failures(self, app: str) -> int:
+        """How many starts in a row have failed or died on the way."""
+        with store_errors():
+            return int(self._redis.hget(keys.APP + app, "load_failures") or 0)
+
     def heal(self, app: str) -> None:
         """Forget that an app was broken (a redeploy)."""
         with store_errors():

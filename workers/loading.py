@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdserve.checkpoints import Checkpoint, inspect_checkpoint
+from sdserve.checkpoints import Checkpoint, ModelFile, inspect_checkpoint
 from sdserve.errors import CheckpointError
 from sdserve.safetensors_header import read_header
 from workers.prefetch import Prefetch
@@ -44,7 +44,7 @@ def load_engine(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Huge pages for torch's large tensors: a model is cast 4.6 times as fast (docs/performance.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    refuse_replaced(checkpoint)
+    _refuse_replaced(checkpoint)
     _read_and_import(checkpoint, on_phase)
 
     import torch
@@ -70,12 +70,25 @@ def load_engine(
     return engine
 
 
-def refuse_replaced(checkpoint: Checkpoint) -> None:
-    """Compare a checkpoint with what its files are now.
+def refuse_changed(checkpoint: Checkpoint) -> None:
+    """Compare the files of a checkpoint with what they are now. A file that is gone is no change.
 
     Raises:
-        CheckpointError: one of them is gone, damaged, or another than was deployed.
+        CheckpointError: one of them is another than was deployed.
     """
+    for deployed in checkpoint.files:
+        try:
+            now = ModelFile.at(deployed.path)
+        except OSError:  # a mount that is away for a while; the model is in memory
+            continue
+        if now != deployed:
+            raise CheckpointError(
+                deployed.path, "the file was replaced after it was deployed: deploy it again."
+            )
+
+
+def _refuse_replaced(checkpoint: Checkpoint) -> None:
+    """As above, before loading: look into the file as well, which gives the better reason."""
     current, _ = inspect_checkpoint(checkpoint.path)
     if current.kind != checkpoint.kind:
         raise CheckpointError(
@@ -83,11 +96,7 @@ def refuse_replaced(checkpoint: Checkpoint) -> None:
             f"the file was replaced by a {current.kind} model after it was deployed as "
             f"{checkpoint.kind}: deploy it again.",
         )
-    for now, deployed in zip(current.files, checkpoint.files, strict=True):
-        if now != deployed:
-            raise CheckpointError(
-                deployed.path, "the file was replaced after it was deployed: deploy it again."
-            )
+    refuse_changed(checkpoint)
 
 
 def _read_and_import(checkpoint: Checkpoint, on_phase: Callable[[str], None]) -> None:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from sdserve.apps import AppSpec, AppState, ReplicaPresence
-from sdserve.errors import CheckpointError, GenerationError, StoreUnavailableError
+from sdserve.errors import CheckpointError, GenerationError, SdServeError, StoreUnavailableError
 from sdserve.generation import ComputeMetrics
 from sdserve.jobs import ClaimedJob, JobFailure, JobStatus
 from sdserve.operations import Claim, Drain, Ending, Finish, Pulse, Reap, Release
 from sdserve.store import RedisJobStore, connect
 from workers.heartbeat import Heartbeat
-from workers.loading import load_engine
+from workers.loading import load_engine, refuse_changed
 from workers.metering import Meter
 from workers.run import JobRun
 
@@ -42,6 +42,7 @@ STORE_RETRY = 0.5  # seconds
 FINISH_PATIENCE = 120.0  # seconds that a finished picture waits for Redis to come back
 WORK_WAIT = 1.0  # seconds of one blocking read
 REAP_INTERVAL = 1.0  # seconds
+FILES_INTERVAL = 2.0  # seconds between looks whether the checkpoint is still the same file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class DiffusionReplica:
             lease=settings.lease,
         )
         self._stopping = threading.Event()
-        self._reaped_at = 0.0
+        self._reaped_at = self._looked_at = 0.0
         self._death: BaseException | None = None
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="finish")
         self._active: list[JobRun] = []
@@ -125,6 +126,13 @@ class DiffusionReplica:
     def _load(self) -> "DiffusionEngine | None":
         """Build the engine; None when the app is broken and this replica has nothing to do."""
         spec = self._spec
+        died = self._persist(lambda: self._store.load_failures(spec.name))
+        if died >= MAX_LOAD_FAILURES:
+            self._break(
+                f"{died} starts in a row ended before the model was loaded, as when the system "
+                "kills a process for its memory: free memory, or give the app more."
+            )
+            return None
         try:
             engine = load_engine(
                 spec.checkpoint,
@@ -140,7 +148,8 @@ class DiffusionReplica:
             if failures < MAX_LOAD_FAILURES:
                 raise  # Serve starts another replica
             log.exception("%s: cannot be loaded", spec.name)
-            self._break(f"{type(error).__name__}: {error} ({failures} starts failed).")
+            what = str(error) if isinstance(error, SdServeError) else f"{error!r}."
+            self._break(f"{what} ({failures} starts failed.)")
             return None
         self._ready_at = time.monotonic()
         self._persist(lambda: self._store.note_load(spec.name, self._ready_at - self._born))
@@ -153,7 +162,11 @@ class DiffusionReplica:
         self._heart.announce(AppState.LOADING, f"broken: {reason}")
         failure = JobFailure(code="app_broken", message=reason)
         drain = Drain(
-            app=self._spec.name, failure=failure, job_ttl=self._settings.job_ttl, broken=True
+            app=self._spec.name,
+            failure=failure,
+            job_ttl=self._settings.job_ttl,
+            broken=True,
+            spec=self._spec,
         )
         self._persist(lambda: self._store.run(drain))
 
@@ -162,6 +175,7 @@ class DiffusionReplica:
         while not self._stopping.is_set() or self._active:
             try:
                 self._reap()
+                self._look_at_files()
                 self._claim()
                 if not self._active and not self._stopping.is_set():
                     self._store.wait_for_work(self._spec.name, WORK_WAIT)
@@ -181,6 +195,22 @@ class DiffusionReplica:
         if time.monotonic() - self._reaped_at >= REAP_INTERVAL:
             self._reaped_at = time.monotonic()
             self._store.run(Reap(app=self._spec.name, job_ttl=self._settings.job_ttl))
+
+    def _look_at_files(self) -> None:
+        """Serve no file that was replaced: what is not read yet would come from the new one."""
+        if time.monotonic() - self._looked_at < FILES_INTERVAL:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            refuse_changed(self._spec.checkpoint)
+        except CheckpointError as error:
+            self._stopping.set()
+            # Handed back, they fail with the queue, or run on the app that was deployed meanwhile.
+            for run in list(self._active):
+                self._active.remove(run)
+                self._release(run.job)
+                self._heart.drop(run.job)
+            self._break(error.reason)
 
     def _claim(self) -> None:
         free = self._spec.slots - len(self._active)

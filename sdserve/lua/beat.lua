@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- A replica's heartbeat: its presence, and the leases and progress of its jobs.
 -- Answers one word for each job: ok, cancel (the user asked), lost (the claim is no longer ours).
--- KEYS replicas lease
+-- A presence that ran out while it was loading counts as a failed start of the app.
+-- KEYS replicas lease app
 -- ARGV job_prefix lease_ms replica presence_json presence_ttl_ms channel (id fence step phase)*
 local replicas, lease, channel = KEYS[1], KEYS[2], ARGV[6]
 local time = redis.call('TIME')
@@ -12,7 +13,11 @@ redis.call('HSET', replicas, ARGV[3], cjson.encode(presence))
 redis.call('EXPIRE', replicas, 86400)
 local fields = redis.call('HGETALL', replicas)
 for i = 1, #fields, 2 do
-  if cjson.decode(fields[i + 1])['until'] < now then redis.call('HDEL', replicas, fields[i]) end
+  local other = cjson.decode(fields[i + 1])
+  if other['until'] < now then
+    redis.call('HDEL', replicas, fields[i])
+    if other['state'] == 'loading' then redis.call('HINCRBY', KEYS[3], 'load_failures', 1) end
+  end
 end
 local words = {}
 for i = 7, #ARGV, 4 do

@@ -1,9 +1,11 @@
 #!lua flags=allow-oom
 -- End every queued job of an app with one reason: its checkpoint cannot be loaded (then the app is
 -- marked broken in the same step, so no job can slip in between), or the app was deleted.
--- KEYS queue app
--- ARGV job_prefix code message job_ttl_s channel broken(0/1)
+-- With `spec`, only if the app is still deployed as that: an old replica must not break a new app.
+-- KEYS queue app apps
+-- ARGV job_prefix code message job_ttl_s channel broken(0/1) name spec('' for any)
 local queue, app = KEYS[1], KEYS[2]
+if ARGV[8] ~= '' and redis.call('HGET', KEYS[3], ARGV[7]) ~= ARGV[8] then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if ARGV[6] == '1' then redis.call('HSET', app, 'broken', ARGV[3]) end

@@ -5,6 +5,7 @@ The tests of this module build on each other and run in this order.
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -299,6 +300,14 @@ def test_a_file_that_goes_bad_fails_its_jobs_with_the_reason_until_redeployed(
     assert stack.deploy_sd(file.name).returncode == 0
     again = server.generate("sd-goes-bad", prompt="x")
     assert server.finished(again.json()["id"])["status"] == "succeeded"
+    # Replaced by another good file, under a warm replica.
+    shutil.copy(stack.models / "tiny-shapes-sdxl.safetensors", file)
+    broken = server.until("sd-goes-bad", lambda health: health.get("status") == 503)
+    assert "was replaced after it was deployed" in broken["detail"]
+    _is_problem(server.generate("sd-goes-bad", prompt="x"), 503)
+    assert "sdxl" in stack.deploy_sd(file.name).stdout
+    healed = server.generate("sd-goes-bad", prompt="x")
+    assert server.finished(healed.json()["id"])["status"] == "succeeded"
     assert stack.deploy_sd("--delete", "sd-goes-bad").returncode == 0
 
 

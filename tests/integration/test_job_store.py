@@ -1,6 +1,7 @@
 """The promises of the job store's scripts, on a real server."""
 
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -44,6 +45,11 @@ def view(store: RedisJobStore, job_id: str) -> Job:
 def claim(store: RedisJobStore, lease: timedelta = LEASE) -> ClaimedJob:
     (job,) = store.run(Claim(app=APP, replica="r1", count=1, lease=lease))
     return job
+
+
+def replica(name: str, state: AppState, store: RedisJobStore, lease: timedelta = LEASE) -> None:
+    presence = ReplicaPresence(id=name, state=state, phase="", pid=1, node="n")
+    store.run(Beat(app=APP, presence=presence, slots=1, lease=lease, jobs=[]))
 
 
 def reap(store: RedisJobStore) -> None:
@@ -245,6 +251,17 @@ def test_a_broken_app_ends_its_queue_and_refuses_until_healed(store: RedisJobSto
     assert store.run(submit()).admission is Admission.QUEUED
 
 
+def test_only_a_replica_of_the_deployed_app_can_break_it(store: RedisJobStore) -> None:
+    old, new = spec(), spec(queue_limit=7)
+    failure = JobFailure(code="app_broken", message="no such file")
+    store.register_app(new)
+    store.run(submit())
+    assert store.run(Drain(app=APP, failure=failure, job_ttl=JOB_TTL, broken=True, spec=old)) == 0
+    assert store.app_status(APP).broken_reason is None
+    assert store.run(Drain(app=APP, failure=failure, job_ttl=JOB_TTL, broken=True, spec=new)) == 1
+    assert store.app_status(APP).broken_reason == "no such file"
+
+
 def test_an_expired_job_is_gone_until_it_is_trimmed(store: RedisJobStore, redis: Redis) -> None:
     job_id = store.run(submit()).job_id
     alive = store.run(submit()).job_id
@@ -293,3 +310,16 @@ def _until_lease_is_over(redis: Redis) -> None:
         seconds, microseconds = map(int, redis.time())
         if seconds * 1000 + microseconds // 1000 >= end:
             return
+
+
+def test_a_replica_that_dies_while_it_loads_is_a_failed_start(store: RedisJobStore) -> None:
+    replica("dies loading", AppState.LOADING, store, RUN_OUT)
+    replica("dies serving", AppState.READY, store, RUN_OUT)
+    time.sleep(0.02)
+    replica("next", AppState.LOADING, store)
+    assert store.load_failures(APP) == 1
+    store.leave(APP, "next")  # told to stop: no failure
+    replica("another", AppState.READY, store)
+    assert store.load_failures(APP) == 1
+    store.note_load(APP, 1.0)
+    assert store.load_failures(APP) == 0

@@ -36,12 +36,8 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         """Every deployed app in the OpenAI list shape."""
         apps = await edge.store.apps()
         statuses = await edge.store.statuses(list(apps))
-        return ModelList(
-            data=[
-                ModelBody.of(spec, status)
-                for spec, status in zip(apps.values(), statuses, strict=True)
-            ]
-        )
+        sha256s = await edge.store.sha256s([spec.checkpoint.file for spec in apps.values()])
+        return ModelList(data=list(map(ModelBody.of, apps.values(), statuses, sha256s)))
 
     @app.get("/v1/health", tags=["health"], responses=problem_responses(500, 503))
     async def health() -> GatewayHealth:

@@ -137,7 +137,8 @@ class Ingress:
 
     async def models(self) -> ModelList:
         """This app's checkpoint in the OpenAI list shape."""
-        return ModelList(data=[ModelBody.of(self._spec, await self._status())])
+        (sha256,) = await self._edge.store.sha256s([self._spec.checkpoint.file])
+        return ModelList(data=[ModelBody.of(self._spec, await self._status(), sha256)])
 
     async def _status(self) -> AppStatus:
         return await self._edge.store.run(ViewApp(app=self._spec.name))

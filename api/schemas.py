@@ -182,12 +182,13 @@ class ModelBody(BaseModel):
     width: int
     height: int
     file_bytes: int
+    sha256: str | None = Field(description="of the file; null until it has been computed")
     defaults: dict[str, Any]
     schedulers: list[str]
     limits: dict[str, int]
 
     @classmethod
-    def of(cls, spec: AppSpec, status: AppStatus) -> Self:
+    def of(cls, spec: AppSpec, status: AppStatus, sha256: str | None) -> Self:
         checkpoint, defaults = spec.checkpoint, spec.defaults
         return cls(
             id=spec.name,
@@ -201,6 +202,7 @@ class ModelBody(BaseModel):
             width=defaults.width,
             height=defaults.height,
             file_bytes=checkpoint.file.size,
+            sha256=sha256,
             defaults={
                 "num_inference_steps": defaults.steps,
                 "guidance_scale": defaults.guidance_scale,

@@ -14,7 +14,8 @@ from deploy_scripts.policy import QueuePolicy
 from sdserve.apps import AppSpec
 from sdserve.secret import Secret
 from sdserve.settings import Settings
-from workers.replica import DiffusionReplica, ReplicaSettings
+from workers.puller import ReplicaSettings
+from workers.replica import DiffusionReplica
 
 # Shutting down takes this much longer than the longest job: finishing, storing, leaving.
 STOP_MARGIN = timedelta(seconds=30)

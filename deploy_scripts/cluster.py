@@ -17,10 +17,12 @@ from urllib.parse import urlsplit
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdserve.daemon import Daemon
 from sdserve.errors import DeployError
 from sdserve.settings import Settings
+from workers.standby import ensure_standby
 
 OBJECT_STORE_BYTES = 200_000_000  # nothing large travels through Ray
 START_PATIENCE = 120.0  # seconds
@@ -148,6 +150,19 @@ def start_serve(settings: Settings) -> None:
         proxy_location="EveryNode",
         http_options=HTTPOptions(host=settings.http_host, port=settings.http_port),
     )
+
+
+def start_standbys() -> None:
+    """Have every node import the libraries ahead of its first replica; does not wait for it."""
+    for node in ray.nodes():
+        if node["Alive"]:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            _ensure_standby.options(scheduling_strategy=here).remote()
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _ensure_standby() -> None:
+    ensure_standby()
 
 
 def serve_runs() -> bool:

@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
+from deploy_scripts import cluster
 from deploy_scripts.builder import Surroundings, build_app, build_gateway
 from sdserve import __version__
 from sdserve.apps import GATEWAY, AppSpec, name_apps
@@ -28,6 +29,7 @@ from sdserve.jobs import JobFailure
 from sdserve.operations import Drain
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
+from workers.tasks import enqueue_hash
 
 DEPLOY_LOCK_SECONDS = 300  # longer than any deployment; a killed command must not lock for ever
 
@@ -127,6 +129,9 @@ class Deployer:
                 self._unregister(spec.name, known)
                 message = f"Ray Serve could not deploy '{spec.name}': {error}"
                 raise DeployError(message) from error
+            cluster.start_standbys()
+            if self.store.sha256s([spec.checkpoint.file]) == [None]:
+                enqueue_hash(self.redis, spec.checkpoint.path)
             return Deployed.CHANGED if known and is_running else Deployed.NEW
 
     def deploy_gateway(self) -> None:

@@ -178,20 +178,21 @@ def _list(settings: Settings, folder: Path) -> int:
         name = app_name(path)
         try:
             checkpoint, _ = inspect_checkpoint(path)
-            family, size = str(checkpoint.kind), _size(checkpoint.file.size)
+            file = checkpoint.file
         except CheckpointError as error:
-            rows.append([path.name, "-", "-", "refused", error.reason])
+            rows.append([path.name, "-", "-", "refused", "-", error.reason])
             continue
+        sha256 = store.sha256s([file])[0] if store else None
         known = apps.get(name)
         if store is None or known is None:
-            rows.append([path.name, family, size, "not deployed", f"/{name}"])
+            state, route = "not deployed", f"/{name}"
         elif known.checkpoint.path != checkpoint.path:
-            reason = f"its name is taken by {known.checkpoint.path}"
-            rows.append([path.name, family, size, "refused", reason])
+            state, route = "refused", f"its name is taken by {known.checkpoint.path}"
         else:
-            state = store.app_status(name).state.value
-            rows.append([path.name, family, size, state, known.route])
-    print_table(["FILE", "FAMILY", "SIZE", "STATE", "ROUTE"], rows)
+            state, route = store.app_status(name).state.value, known.route
+        kind, size = str(checkpoint.kind), _size(file.size)
+        rows.append([path.name, kind, size, state, sha256[:12] if sha256 else "-", route])
+    print_table(["FILE", "FAMILY", "SIZE", "STATE", "SHA256", "ROUTE"], rows)
     return 0
 
 

@@ -39,6 +39,10 @@ class ModelFile:
         stat = path.stat()
         return cls(path=path, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
+    def __str__(self) -> str:
+        """Names this content of the file: it changes when the file does."""
+        return f"{self.path}:{self.size}:{self.mtime_ns}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

@@ -35,9 +35,18 @@ class Daemon:
                 start_new_session=True,
                 env=dict(environment),
             )
-        daemon = cls(pid=process.pid, started=psutil.Process(process.pid).create_time())
-        record.write_text(json.dumps(asdict(daemon)))
+        daemon = cls.of(process.pid)
+        daemon.remember(record)
         return daemon
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """A process that runs."""
+        return cls(pid=pid, started=psutil.Process(pid).create_time())
+
+    def remember(self, record: Path) -> None:
+        """Write it down for `find`."""
+        record.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def find(cls, record: Path) -> Self | None:

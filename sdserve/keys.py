@@ -11,6 +11,7 @@ INDEX = PREFIX + "idx"  # zset: job id -> created, server milliseconds; `:{app}`
 IDEMPOTENCY = PREFIX + "idem:"  # hash per app and key: job id, digest of the body
 RESULT = PREFIX + "res:"  # string `{job}:{fence}:{k}`: the bytes of image k
 SEQUENCE = PREFIX + "seq"  # counter: first come, first served
+SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
 

@@ -26,6 +26,7 @@ from redis.retry import Retry
 
 from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus
+from sdserve.checkpoints import ModelFile
 from sdserve.errors import StoreUnavailableError
 from sdserve.operations import Operation, ViewApp, script_text
 
@@ -168,6 +169,15 @@ class RedisJobStore:
             texts: Any = self._redis.hgetall(keys.APPS)
         return {name.decode(): AppSpec.from_json(text) for name, text in sorted(texts.items())}
 
+    def sha256s(self, files: Sequence[ModelFile]) -> list[str | None]:
+        """The SHA-256 of each file in hexadecimal, where it is known yet."""
+        with store_errors():
+            return _texts(self._redis.hmget(keys.SHA256, list(map(str, files))))
+
+    def note_sha256(self, file: ModelFile, sha256: str) -> None:
+        with store_errors():
+            self._redis.hset(keys.SHA256, str(file), sha256)
+
     def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget the index entries of jobs whose record expired, once they are `older_than`.
 
@@ -225,6 +235,13 @@ class AsyncJobStore:
             texts: Any = await self._redis.hgetall(keys.APPS)
         return {name.decode(): AppSpec.from_json(text) for name, text in sorted(texts.items())}
 
+    async def sha256s(self, files: Sequence[ModelFile]) -> list[str | None]:
+        """The SHA-256 of each file in hexadecimal, where it is known yet."""
+        if not files:
+            return []
+        with store_errors():
+            return _texts(await self._redis.hmget(keys.SHA256, list(map(str, files))))
+
     async def statuses(self, apps: Sequence[str]) -> list[AppStatus]:
         """The state of several apps in one round trip."""
         views = [ViewApp(app=app) for app in apps]
@@ -235,3 +252,7 @@ class AsyncJobStore:
                     pipe.eval(text, len(view.keys), *view.keys, *view.arguments)
                 replies: list[Any] = await pipe.execute()
         return [view.read(reply) for view, reply in zip(views, replies, strict=True)]
+
+
+def _texts(values: Any) -> list[str | None]:
+    return [value.decode() if value else None for value in values]

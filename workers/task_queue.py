@@ -23,7 +23,7 @@ if RQ_KEY_PREFIX != RQ_PREFIX:
     raise ImportError("rq was imported before workers: import workers first.")
 
 QUEUE = "side-work"
-ALLOWED = frozenset({"workers.tasks.preload", "workers.tasks.retention"})
+ALLOWED = frozenset(f"workers.tasks.{name}" for name in ("hash_checkpoint", "preload", "retention"))
 RESULT_TTL = 3600  # seconds
 FAILURE_TTL = 7 * 86400  # seconds
 

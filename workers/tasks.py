@@ -1,13 +1,16 @@
 """The tasks of the RQ worker. Each is idempotent: to run it twice does no harm."""
 
+import hashlib
 import logging
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from redis import Redis
 from rq import Retry
 
 from sdserve.apps import AppState
+from sdserve.checkpoints import ModelFile
 from sdserve.redis_server import ensure_redis
 from sdserve.settings import read_settings
 from sdserve.store import RedisJobStore, connect
@@ -20,6 +23,7 @@ RETENTION_INTERVAL = timedelta(minutes=5)
 # Until then a job whose record has expired answers 410 (gone), afterwards 404 (unknown).
 REMEMBERED = timedelta(days=7)
 TRIM_BATCH = 1000
+HASH_LIMIT = 3600  # seconds; 14 GB from a slow share
 
 _LAST_RETENTION = "sd:retention"  # exists while the last retention is recent
 
@@ -53,6 +57,28 @@ def retention() -> int:
     while trimmed := store.trim(older_than=REMEMBERED, limit=TRIM_BATCH):
         forgotten += trimmed
     return forgotten
+
+
+def hash_checkpoint(path: str) -> str | None:
+    """Note the SHA-256 of a file. None if it changed meanwhile: its next deploy asks again."""
+    store, file = _store(), ModelFile.at(Path(path))
+    with file.path.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    if ModelFile.at(file.path) != file:
+        return None
+    store.note_sha256(file, sha256)
+    return sha256
+
+
+def enqueue_hash(redis: Redis, path: Path) -> None:
+    """Ask a worker that sees the file for its SHA-256."""
+    task_queue(redis).enqueue(
+        hash_checkpoint,
+        str(path),
+        job_timeout=HASH_LIMIT,
+        result_ttl=RESULT_TTL,
+        failure_ttl=FAILURE_TTL,
+    )
 
 
 def enqueue_preload(redis: Redis, app: str, *, seconds: float = 300, limit: float = 600) -> None:

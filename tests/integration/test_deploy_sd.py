@@ -99,6 +99,6 @@ def test_the_list_names_good_and_bad_files(tmp_path: Path) -> None:
     done = deploy_sd("--list", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     header, empty, good = done.stdout.splitlines()
-    assert header.split() == ["FILE", "FAMILY", "SIZE", "STATE", "ROUTE"]
+    assert header.split() == ["FILE", "FAMILY", "SIZE", "STATE", "SHA256", "ROUTE"]
     assert "refused" in empty
-    assert good.split()[1:] == ["sd1", "10.3", "MB", "not", "deployed", "/sd-good-1-0"]
+    assert good.split()[1:] == ["sd1", "10.3", "MB", "not", "deployed", "-", "/sd-good-1-0"]

@@ -1,5 +1,6 @@
 """The RQ worker: does our tasks and nothing else, on a real server, in a real process."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from rq.job import Job, JobStatus
 
 from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
+from sdserve.checkpoints import ModelFile
 from sdserve.daemon import Daemon
 from sdserve.operations import Beat
 from sdserve.redis_server import ensure_redis, stop_redis
@@ -25,7 +27,7 @@ from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
 from tests.values import APP, LEASE, submit
 from workers.task_queue import AllowedJob, task_queue
-from workers.tasks import enqueue_due_retention, enqueue_preload, retention
+from workers.tasks import enqueue_due_retention, enqueue_preload, hash_checkpoint, retention
 
 pytestmark = pytest.mark.integration
 
@@ -142,6 +144,19 @@ def test_retention_forgets_only_what_has_expired_for_long(
     left = redis.zrange(keys.INDEX, 0, -1)
     assert isinstance(left, list)
     assert set(left) == {recent.encode(), alive.encode()}
+
+
+def test_a_file_is_hashed_once_per_content(
+    redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"x" * 1000)
+    old = ModelFile.at(path)
+    sha256 = hash_checkpoint(str(path))
+    assert sha256 == hashlib.sha256(b"x" * 1000).hexdigest()
+    os.utime(path, (1, 1))
+    assert RedisJobStore(redis).sha256s([old, ModelFile.at(path)]) == [sha256, None]
 
 
 def test_many_workers_ask_once(redis: Redis) -> None:

@@ -1,0 +1,138 @@
+"""The standby process: forks replicas that live and die with whoever asked for them."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import Redis
+
+from sdserve.apps import AppState
+from sdserve.checkpoints import inspect_checkpoint
+from sdserve.daemon import Daemon
+from sdserve.jobs import JobStatus
+from sdserve.operations import ViewJob
+from sdserve.store import RedisJobStore
+from tests.values import APP, JOB_TTL, RESULT_TTL, params_for, spec, submit
+from workers import standby
+from workers.puller import ReplicaSettings
+from workers.standby import Child
+
+pytestmark = pytest.mark.integration
+
+DEMO = Path(__file__).parents[2] / "demo_models" / "tiny-shapes-sd15.safetensors"
+LIMIT = 90  # seconds, on a loaded machine
+
+
+@pytest.fixture
+def raylet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """What stands for a Ray node: the standby ends when this process does."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        monkeypatch.setenv("RAY_RAYLET_PID", str(process.pid))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        yield process
+        process.kill()
+    until(lambda: not list(tmp_path.glob("sdserve-standby-*")))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def fork(redis_url: str) -> Child:
+    settings = ReplicaSettings(
+        redis_url=redis_url,
+        lease=timedelta(seconds=5),
+        job_ttl=JOB_TTL,
+        result_ttl=RESULT_TTL,
+        max_result_bytes=2**20,
+        stop_grace=timedelta(seconds=30),
+    )
+    app = spec(checkpoint=inspect_checkpoint(DEMO)[0])
+    child = standby.fork_puller(app, settings, born=time.monotonic())
+    assert child is not None
+    return child
+
+
+def pid_of(store: RedisJobStore) -> int:
+    until(lambda: store.app_status(APP).state is AppState.READY)
+    (replica,) = store.app_status(APP).replicas
+    return replica.pid
+
+
+def test_a_forked_replica_does_its_job_and_leaves_when_told(
+    redis: Redis, redis_url: str, raylet: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    store = RedisJobStore(redis)
+    child = fork(redis_url)
+    job_id = store.run(submit(params=params_for(DEMO))).job_id
+    until(lambda: store.run(ViewJob(job_id=job_id)).status is JobStatus.SUCCEEDED)
+    replica = psutil.Process(pid_of(store))
+    record = Daemon.find(next(tmp_path.glob("sdserve-standby-*")) / "process.json")
+    assert record is not None
+    assert replica.ppid() == record.pid
+    child.stop()
+    assert store.app_status(APP).replicas == ()
+    until(lambda: not replica.is_running())
+
+
+def test_a_killed_replica_is_noticed(
+    redis: Redis, redis_url: str, raylet: subprocess.Popen[bytes]
+) -> None:
+    child = fork(redis_url)
+    os.kill(pid_of(RedisJobStore(redis)), signal.SIGKILL)
+    child.wait()
+
+
+def test_a_replica_ends_with_whoever_asked_for_it(
+    redis: Redis, redis_url: str, raylet: subprocess.Popen[bytes]
+) -> None:
+    child = fork(redis_url)
+    replica = psutil.Process(pid_of(RedisJobStore(redis)))
+    child.connection.close()  # what the system does when that process is killed
+    until(lambda: not replica.is_running())
+
+
+def test_a_killed_standby_leaves_its_replicas_alone_and_starts_again(
+    redis: Redis, redis_url: str, raylet: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    store = RedisJobStore(redis)
+    first = fork(redis_url)
+    replica = psutil.Process(pid_of(store))
+    os.kill(replica.ppid(), signal.SIGKILL)
+    second = fork(redis_url)
+    until(lambda: len(store.app_status(APP).replicas) == 2)
+    assert replica.is_running()
+    first.stop()
+    second.stop()
+
+
+def test_two_at_once_start_one(raylet: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    standby.ensure_standby()
+    folder = next(tmp_path.glob("sdserve-standby-*"))
+    record = (folder / "process.json").read_text()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    standby.ensure_standby()
+    assert (folder / "process.json").read_text() == record
+
+
+def test_outside_ray_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_RAYLET_PID", raising=False)
+    settings = ReplicaSettings(
+        redis_url="redis://127.0.0.1:1",
+        lease=timedelta(seconds=5),
+        job_ttl=JOB_TTL,
+        result_ttl=RESULT_TTL,
+        max_result_bytes=2**20,
+        stop_grace=timedelta(seconds=30),
+    )
+    assert standby.fork_puller(spec(), settings, born=0.0) is None

@@ -4,6 +4,7 @@ Equal bit for bit to diffusers' `from_single_file` with the same configuration (
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -24,6 +25,7 @@ from sdserve.safetensors_header import SafetensorsHeader, read_header
 from workers.conversion import State, text_state, unet_state, vae_state
 from workers.engine import Pipeline
 from workers.pipeline_config import part_configs
+from workers.prefetch import Prefetch
 from workers.weights import DTYPES, copy_tensors, map_tensors
 
 log = logging.getLogger(__name__)
@@ -44,10 +46,21 @@ class _Source:
         return [name for name in self.header.spans if name.startswith(self.prefixes)]
 
     @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Where they are in the file."""
+        spans = [self.header.spans[name] for name in self.names]
+        return [(span.begin, span.end) for span in spans]
+
+    @property
     def size(self) -> int:
         """Bytes to read."""
-        spans = self.header.spans
-        return sum(spans[name].end - spans[name].begin for name in self.names)
+        return sum(end - begin for begin, end in self.ranges)
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The types of its floating-point tensors."""
+        found = {DTYPES[self.header.spans[name].dtype] for name in self.names}
+        return {dtype for dtype in found if dtype.is_floating_point}
 
 
 class Assembly:
@@ -89,26 +102,30 @@ class Assembly:
         Args:
             device: where the weights go.
             dtype: of the weights; a VAE that overflows in half precision gets float32.
-            on_percent: told how much has reached a device other than the CPU.
+            on_percent: told how much has been read, also by other threads.
 
         Raises:
             UnsupportedCheckpointError: the tensors are not those of the family.
             OSError: a file cannot be read.
             RuntimeError, MemoryError: an allocator failed.
         """
-        read = _reader(device, [self._unet, self._vae, self._text], on_percent)
+        read = _Reader(device, [self._unet, self._vae, self._text], on_percent)
         configs = self._configs
         vae_dtype = torch.float32 if configs["vae"].get("force_upcast") else dtype
         with init_empty_weights(include_buffers=False):
             unet = _DIFFUSERS.UNet2DConditionModel.from_config(configs["unet"])
             vae = _DIFFUSERS.AutoencoderKL.from_config(configs["vae"])
         parts: dict[str, Any] = {
-            "unet": self._fill("unet", unet, unet_state(read(self._unet), unet.config), dtype),
-            "vae": self._fill("vae", vae, vae_state(read(self._vae), vae.config), vae_dtype),
+            "unet": self._fill(
+                "unet", unet, unet_state(read(self._unet, dtype), unet.config), dtype
+            ),
+            "vae": self._fill(
+                "vae", vae, vae_state(read(self._vae, vae_dtype), vae.config), vae_dtype
+            ),
             "text_encoder": None,
             "tokenizer": None,
         }
-        text = read(self._text)
+        text = read(self._text, dtype)
         names = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
         for name, prefix in zip(names, TEXT_ENCODERS[self.checkpoint.kind.family], strict=True):
             with init_empty_weights(include_buffers=False):
@@ -172,19 +189,30 @@ def _source(
     return _Source(path=path, header=found, prefixes=(vae_prefix(found.shapes) or "",))
 
 
-def _reader(
-    device: torch.device, sources: list[_Source], on_percent: Callable[[int], None]
-) -> Callable[[_Source], Mapping[str, Tensor]]:
-    if device.type == "cpu":
-        return lambda source: map_tensors(source.path, source.names)
-    total, done = sum(source.size for source in sources), 0
+class _Reader:
+    """Reads sources in the way that suits their types, and tells how far it is."""
 
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        on_percent(100 * done // total)
+    def __init__(
+        self, device: torch.device, sources: list[_Source], on_percent: Callable[[int], None]
+    ) -> None:
+        self._device = device
+        self._on_percent = on_percent
+        self._total = sum(source.size for source in sources)
+        self._done = 0
+        self._lock = threading.Lock()
 
-    return lambda source: copy_tensors(source.path, source.header, source.names, device, count)
+    def __call__(self, source: _Source, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        if self._device.type == "cpu" and source.dtypes == {dtype}:
+            for size in Prefetch(source.path, source.ranges).read():
+                self._count(size)
+            return map_tensors(source.path, source.names)
+        header, names = source.header, source.names
+        return copy_tensors(source.path, header, names, self._device, dtype, self._count)
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._on_percent(100 * self._done // self._total)
 
 
 def _encoder_type(name: str) -> Any:

@@ -4,8 +4,10 @@ Imports no torch at the top: reading the file must start before the seconds that
 """
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from workers.assembly import Assembly
     from workers.engine import DiffusionEngine, Pipeline
+
+
+_LIBRARIES = "workers.assembly"  # imports torch, transformers and diffusers
 
 
 def load_engine(
@@ -45,25 +50,23 @@ def load_engine(
     # Huge pages for torch's large tensors: a model is cast 4.6 times as fast (docs/performance.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _refuse_replaced(checkpoint)
-    _read_and_import(checkpoint, on_phase)
+    phases = _Phases(on_phase)
+    _import_libraries(checkpoint, phases.reading)
 
     import torch
 
     from workers.assembly import Assembly
     from workers.engine import DiffusionEngine
 
-    torch.set_num_threads(threads)
-    on_phase("building the pipeline")
     assembly = Assembly(checkpoint)
     if device == "cpu":
+        torch.set_num_threads(1)  # several readers cast at a time, each on its own
+        pipeline = _build(assembly, torch.device("cpu"), torch.float32, phases)
+        torch.set_num_threads(threads)
         # Not warmed: for SD 1.5 it costs 2.1 s and makes the first step 0.9 s faster, and a replica
         # that starts from zero starts because a request already waits.
-        return DiffusionEngine(
-            _build(assembly, torch.device("cpu"), torch.float32, on_phase),
-            kind=checkpoint.kind,
-            device=device,
-        )
-    pipeline = _build_on_gpu(assembly, torch.device(device), on_phase)
+        return DiffusionEngine(pipeline, kind=checkpoint.kind, device=device)
+    pipeline = _build_on_gpu(assembly, torch.device(device), phases)
     engine = DiffusionEngine(pipeline, kind=checkpoint.kind, device=device)
     on_phase("warming")
     engine.warm()
@@ -99,23 +102,50 @@ def _refuse_replaced(checkpoint: Checkpoint) -> None:
     refuse_changed(checkpoint)
 
 
-def _read_and_import(checkpoint: Checkpoint, on_phase: Callable[[str], None]) -> None:
-    """Pull the files into the page cache and import the libraries, both at the same time."""
+def _import_libraries(checkpoint: Checkpoint, on_percent: Callable[[int], None]) -> None:
+    """Import what takes seconds to; meanwhile pull the files into the page cache.
+
+    In a child of the standby process all is imported: it reads the files once, when it builds.
+    """
+    if _LIBRARIES in sys.modules:
+        return
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="imports") as importer:
         prefetches = [Prefetch(file.path, _ranges(file.path)) for file in checkpoint.files]
-        # What takes the seconds is the import of torch, transformers and diffusers by this module.
-        imported = importer.submit(import_module, "workers.assembly")
+        imported = importer.submit(import_module, _LIBRARIES)
+        total, done = sum(prefetch.size for prefetch in prefetches), 0
         for prefetch in prefetches:
-            try:
-                for percent in prefetch.progress():
-                    on_phase(f"reading file {percent}%")
-            except OSError as error:
-                raise CheckpointError(
-                    prefetch.path, f"reading fails ({error.strerror}): check the disk or the mount."
-                ) from error
-        if not imported.done():
-            on_phase("importing libraries")
+            with _disk_errors(prefetch.path):
+                for size in prefetch.read():
+                    done += size
+                    on_percent(100 * done // total)
         imported.result()
+
+
+class _Phases:
+    """Tells how much has been read, every 5 percent; after all of it, what comes then."""
+
+    def __init__(self, on_phase: Callable[[str], None]) -> None:
+        self._on_phase = on_phase
+        self._told = -5
+
+    def reading(self, percent: int) -> None:
+        if percent >= self._told + 5:
+            self._told = percent
+            self._on_phase(f"reading file {percent}%")
+        if percent == 100:
+            self._told = -5
+            is_imported = _LIBRARIES in sys.modules
+            self._on_phase("building the pipeline" if is_imported else "importing libraries")
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            path, f"reading fails ({error.strerror}): check the disk or the mount."
+        ) from error
 
 
 def _ranges(path: Path) -> list[tuple[int, int]]:
@@ -128,7 +158,7 @@ def _build(
     assembly: "Assembly",
     device: "torch.device",
     dtype: "torch.dtype",
-    on_phase: Callable[[str], None],
+    phases: "_Phases",
 ) -> "Pipeline":
     """Build, after a look whether there is memory for it.
 
@@ -140,13 +170,11 @@ def _build(
     # Weights that keep their type are a view of the file: they need no memory of their own.
     is_mapped = device.type == "cpu" and assembly.dtype is dtype
     needed = 0 if is_mapped else assembly.parameters * dtype.itemsize
-    with loading_guard(needed, device):
-        return assembly.build(device, dtype, lambda percent: on_phase(f"moving to GPU {percent}%"))
+    with _disk_errors(assembly.checkpoint.path), loading_guard(needed, device):
+        return assembly.build(device, dtype, phases.reading)
 
 
-def _build_on_gpu(
-    assembly: "Assembly", device: "torch.device", on_phase: Callable[[str], None]
-) -> "Pipeline":
+def _build_on_gpu(assembly: "Assembly", device: "torch.device", phases: "_Phases") -> "Pipeline":
     """On the GPU; where that is too small, on the host with one part at a time on the GPU."""
     import torch
 
@@ -155,12 +183,12 @@ def _build_on_gpu(
     # float16 would overflow where the file's bfloat16 does not.
     dtype = torch.bfloat16 if assembly.dtype is torch.bfloat16 else torch.float16
     try:
-        return _build(assembly, device, dtype, on_phase)
+        return _build(assembly, device, dtype, phases)
     except OutOfMemoryError as error:
         too_small = error
     torch.cuda.empty_cache()  # outside the handler, whose traceback holds the failed tensors
-    on_phase("the GPU is too small for all of it: moving it part by part")
-    pipeline = _build(assembly, torch.device("cpu"), dtype, on_phase)
+    # Slower, but a picture: each part goes to the GPU when it is its turn.
+    pipeline = _build(assembly, torch.device("cpu"), dtype, phases)
     try:
         pipeline.vae.enable_slicing()
         pipeline.enable_model_cpu_offload(device=device)

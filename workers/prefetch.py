@@ -20,29 +20,27 @@ class Prefetch:
         """Start to read the ranges [begin, end) of the file, in bytes."""
         self.path = path
         chunks = list(_chunks(ranges))
-        self._size = sum(size for _, size in chunks)  # bytes
+        self.size = sum(size for _, size in chunks)  # bytes
         self._chunks = iter(chunks)  # next() on it is atomic
         self._read = [0] * _READERS  # bytes so far; one writer each
         pool = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="prefetch")
         self._readers = [pool.submit(self._pull, reader) for reader in range(_READERS)]
         pool.shutdown(wait=False)
 
-    def progress(self) -> Iterator[int]:
-        """Percent read, at most every 5, until all is read; it ends with 100.
+    def read(self) -> Iterator[int]:
+        """Bytes that have been read since the last time, until all are.
 
         Raises:
             OSError: the file cannot be read.
         """
-        told = -5
+        told = 0
         while wait(self._readers, timeout=0.05).not_done:
-            percent = 100 * sum(self._read) // self._size
-            if percent >= told + 5:
-                told = percent
-                yield percent
+            done = sum(self._read)
+            yield done - told
+            told = done
         for reader in self._readers:
             reader.result()
-        if told < 100:
-            yield 100
+        yield self.size - told
 
     def _pull(self, reader: int) -> None:
         scratch = memoryview(bytearray(_CHUNK))

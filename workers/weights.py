@@ -1,8 +1,8 @@
 """The tensors of a .safetensors file on a device, as near to the hardware's limit as it goes.
 
-On the CPU they are views of the mapped file: no copy, and replicas of one node share the page
-cache. To a GPU several readers fill pinned buffers and copy from them asynchronously, so that
-reading and the bus are busy at the same time.
+Weights that keep their type on the CPU are views of the mapped file: no copy, and replicas of one
+node share the page cache. All others go through the buffers of several readers: while one reads,
+another casts, or copies to the GPU from pinned memory, so that storage and the rest are both busy.
 """
 
 import os
@@ -20,7 +20,7 @@ from torch import Tensor
 from sdserve.safetensors_header import SafetensorsHeader, Span
 
 _READERS = 4
-_CHUNK = 64 << 20  # bytes of one pinned buffer; a larger tensor gets a larger one
+_CHUNK = 16 << 20  # bytes of one buffer; a larger tensor gets a larger one
 
 # By the format's names.
 DTYPES = {
@@ -42,20 +42,23 @@ def copy_tensors(
     header: SafetensorsHeader,
     names: Iterable[str],
     device: torch.device,
+    dtype: torch.dtype,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """Tensors on a device, in the types of the file. `on_bytes` is told of each chunk's bytes.
+    """Tensors on a device, floating-point ones cast to `dtype` there.
+
+    `on_bytes` is told of each chunk's bytes, by the readers' threads.
 
     Raises:
         OSError: the file cannot be read.
-        torch.OutOfMemoryError: the device is full.
+        RuntimeError, MemoryError: the device is full.
     """
     chunks = list(_chunks(header, names))
     tensors: dict[str, Tensor] = {}
     with ThreadPoolExecutor(_READERS, thread_name_prefix="copy") as readers:
         shares = [chunks[reader::_READERS] for reader in range(_READERS)]
         jobs = [
-            readers.submit(_copy_chunks, path, share, device, tensors, on_bytes)
+            readers.submit(_copy_chunks, path, share, device, dtype, tensors, on_bytes)
             for share in shares
             if share
         ]
@@ -93,6 +96,7 @@ def _copy_chunks(
     path: Path,
     chunks: list[_Chunk],
     device: torch.device,
+    dtype: torch.dtype,
     tensors: dict[str, Tensor],
     on_bytes: Callable[[int], None],
 ) -> None:
@@ -107,15 +111,25 @@ def _copy_chunks(
             _read(file, memoryview(array)[: chunk.size], chunk.begin)
             with torch.cuda.stream(stream) if stream else nullcontext():
                 for name, span in chunk.spans:
-                    tensor = torch.empty(span.shape, dtype=DTYPES[span.dtype], device=device)
-                    source = buffer[span.begin - chunk.begin : span.end - chunk.begin]
-                    tensor.view(-1).view(torch.uint8).copy_(source, non_blocking=on_gpu)
-                    tensors[name] = tensor
+                    raw = buffer[span.begin - chunk.begin : span.end - chunk.begin]
+                    tensors[name] = _place(raw, span, device, dtype)
             if stream:
                 stream.synchronize()  # the buffer is read until then; the other readers go on
             on_bytes(chunk.size)
     finally:
         os.close(file)
+
+
+def _place(raw: Tensor, span: Span, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor out of its bytes in a buffer; what it returns shares nothing with the buffer."""
+    of_file = DTYPES[span.dtype]
+    if raw.storage_offset() % of_file.itemsize:  # behind a tensor of a narrower type
+        raw = raw.clone()
+    tensor = raw.view(of_file).view(span.shape)
+    # Over the bus in the file's type, which is hardly ever the wider one; then cast.
+    moved = tensor.to(device, non_blocking=True) if device.type == "cuda" else tensor
+    wanted = dtype if of_file.is_floating_point else of_file
+    return moved.to(wanted, copy=moved is tensor)
 
 
 def _read(file: int, into: memoryview, offset: int) -> None:

@@ -138,11 +138,31 @@ def test_the_way_to_a_gpu_carries_the_same_bytes(tmp_path: Path) -> None:
     header = read_header(path)
     names = [name for name in header.spans if "embedders.0" not in name]  # leaves a gap
     told = list[int]()
-    copied = copy_tensors(path, header, names, torch.device("cpu"), told.append)
     mapped = map_tensors(path, names)
-    assert copied.keys() == mapped.keys()
-    assert all(torch.equal(copied[name], mapped[name]) for name in names)
-    assert sum(told) == sum(mapped[name].nbytes for name in names)
+    for dtype in (torch.float16, torch.float32):
+        told.clear()
+        copied = copy_tensors(path, header, names, torch.device("cpu"), dtype, told.append)
+        assert copied.keys() == mapped.keys()
+        assert all(torch.equal(copied[name], mapped[name].to(dtype)) for name in names)
+        assert sum(told) == sum(mapped[name].nbytes for name in names)
+
+
+def test_tensors_of_mixed_types_are_read_where_they_lie(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {
+        "a": torch.arange(3, dtype=torch.uint8),  # an odd number of bytes before the others
+        "b": torch.ones(5, dtype=torch.float16),
+        "c": torch.full((2, 2), 3.0, dtype=torch.float64),
+        "d": torch.tensor(4.0),
+    }
+    path = tmp_path / "mixed.safetensors"
+    save_file(tensors, path)
+    header = read_header(path)
+    read = copy_tensors(path, header, tensors, torch.device("cpu"), torch.float32)
+    assert read["a"].dtype is torch.uint8
+    assert all(torch.equal(read[name], tensors[name].to(read[name].dtype)) for name in tensors)
+    assert {read[name].dtype for name in "bcd"} == {torch.float32}
 
 
 def test_weights_that_keep_their_type_are_views_of_the_file(tmp_path: Path) -> None:

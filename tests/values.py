@@ -10,6 +10,7 @@ from sdserve.families import Family, GenerationDefaults, Kind
 from sdserve.generation import ComputeMetrics, GenerationParams, ImageFormat
 from sdserve.jobs import new_job_id
 from sdserve.operations import Finish, Submit
+from workers.puller import ReplicaSettings
 
 APP = "sd-test"
 JOB_TTL = timedelta(hours=1)
@@ -76,6 +77,17 @@ def spec(**changes: Any) -> AppSpec:
         "num_cpus": 1.0,
     }
     return AppSpec(**{**fields, **changes})
+
+
+def replica_settings(redis_url: str) -> ReplicaSettings:
+    return ReplicaSettings(
+        redis_url=redis_url,
+        lease=timedelta(seconds=5),
+        job_ttl=JOB_TTL,
+        result_ttl=RESULT_TTL,
+        max_result_bytes=2**20,
+        stop_grace=timedelta(seconds=30),
+    )
 
 
 def submit(**changes: Any) -> Submit:

@@ -51,7 +51,9 @@ def load_engine(
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _refuse_replaced(checkpoint)
     phases = _Phases(on_phase)
-    _import_libraries(checkpoint, phases.reading)
+    if not phases.is_imported:
+        _import_libraries(checkpoint, phases.reading)
+        phases.is_imported = True
 
     import torch
 
@@ -105,10 +107,8 @@ def _refuse_replaced(checkpoint: Checkpoint) -> None:
 def _import_libraries(checkpoint: Checkpoint, on_percent: Callable[[int], None]) -> None:
     """Import what takes seconds to; meanwhile pull the files into the page cache.
 
-    In a child of the standby process all is imported: it reads the files once, when it builds.
+    Not needed in a child of the standby process: it reads the files once, when it builds.
     """
-    if _LIBRARIES in sys.modules:
-        return
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="imports") as importer:
         prefetches = [Prefetch(file.path, _ranges(file.path)) for file in checkpoint.files]
         imported = importer.submit(import_module, _LIBRARIES)
@@ -127,15 +127,15 @@ class _Phases:
     def __init__(self, on_phase: Callable[[str], None]) -> None:
         self._on_phase = on_phase
         self._told = -5
+        self.is_imported = _LIBRARIES in sys.modules
 
     def reading(self, percent: int) -> None:
-        if percent >= self._told + 5:
+        if percent >= self._told + 5 or percent == 100:
             self._told = percent
             self._on_phase(f"reading file {percent}%")
         if percent == 100:
             self._told = -5
-            is_imported = _LIBRARIES in sys.modules
-            self._on_phase("building the pipeline" if is_imported else "importing libraries")
+            self._on_phase("building the pipeline" if self.is_imported else "importing libraries")
 
 
 @contextmanager

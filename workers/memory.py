@@ -38,7 +38,7 @@ def loading_guard(needed: int, device: torch.device) -> Generator[None]:
     """
     where, free = ("host", host_bytes_free()) if device.type == "cpu" else _gpu_bytes_free(device)
     message = (
-        f"The model needs {_gib(needed)} to load, the {where} has {_gib(free)} free: "
+        f"The model needs {_amount(needed)} to load, the {where} has {_amount(free)} free: "
         "free memory, or give the app a larger device."
     )
     if needed > free:
@@ -72,8 +72,8 @@ def _gpu_bytes_free(device: torch.device) -> tuple[str, int]:
     return "GPU", free
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 @contextmanager

@@ -33,7 +33,9 @@ class Stack:
             "SD_MODELS_DIR": str(self.models),
             "SD_HTTP_PORT": str(port),
             "SD_LEASE": "4",
-            "HF_HUB_OFFLINE": "1",
+            # No model hub, and nothing of one in a cache.
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "HF_HOME": str(folder / "no-hub"),
         }
 
     def add_model(self, name: str) -> Path:

@@ -38,6 +38,12 @@ class Server:
     ) -> httpx.Response:
         return self._http.post(f"/{app}/v1/generate", json=body, headers=headers)
 
+    def submit(self, app: str, **body: Any) -> str:
+        """The id of a job that is not waited for."""
+        answer = self.generate(app, headers={"Prefer": "respond-async"}, **body)
+        assert answer.status_code == 202, answer.text
+        return answer.json()["id"]
+
     def health(self, app: str) -> dict[str, Any]:
         return self.get(f"/{app}/v1/health").json()
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -18,9 +17,8 @@ from sdserve.daemon import Daemon
 from sdserve.jobs import JobStatus
 from sdserve.operations import ViewJob
 from sdserve.store import RedisJobStore
-from tests.values import APP, JOB_TTL, RESULT_TTL, params_for, spec, submit
+from tests.values import APP, params_for, replica_settings, spec, submit
 from workers import standby
-from workers.puller import ReplicaSettings
 from workers.standby import Child
 
 pytestmark = pytest.mark.integration
@@ -49,16 +47,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def fork(redis_url: str) -> Child:
-    settings = ReplicaSettings(
-        redis_url=redis_url,
-        lease=timedelta(seconds=5),
-        job_ttl=JOB_TTL,
-        result_ttl=RESULT_TTL,
-        max_result_bytes=2**20,
-        stop_grace=timedelta(seconds=30),
-    )
     app = spec(checkpoint=inspect_checkpoint(DEMO)[0])
-    child = standby.fork_puller(app, settings, born=time.monotonic())
+    child = standby.fork_puller(app, replica_settings(redis_url), born=time.monotonic())
     assert child is not None
     return child
 
@@ -127,12 +117,4 @@ def test_two_at_once_start_one(raylet: subprocess.Popen[bytes], tmp_path: Path) 
 
 def test_outside_ray_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_RAYLET_PID", raising=False)
-    settings = ReplicaSettings(
-        redis_url="redis://127.0.0.1:1",
-        lease=timedelta(seconds=5),
-        job_ttl=JOB_TTL,
-        result_ttl=RESULT_TTL,
-        max_result_bytes=2**20,
-        stop_grace=timedelta(seconds=30),
-    )
-    assert standby.fork_puller(spec(), settings, born=0.0) is None
+    assert standby.fork_puller(spec(), replica_settings("redis://127.0.0.1:1"), born=0.0) is None

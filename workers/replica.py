@@ -1,7 +1,8 @@
-"""The replica as Ray Serve knows it. Serve constructs it, asks `check_health`, and calls `__del__`.
+"""The replica as Ray Serve knows it. Serve constructs it and calls `__del__` to stop it.
 
 No request ever reaches it through Serve: it pulls (puller.py). The pulling is done in a child of
 the node's standby process, which has the libraries imported, or in this process where none runs.
+Either way a puller that dies takes this process with it, and Serve starts another replica.
 """
 
 import os
@@ -9,7 +10,8 @@ import threading
 import time
 
 from sdserve.apps import AppSpec
-from workers.puller import Puller, ReplicaSettings
+from workers.puller import Puller
+from workers.replica_settings import ReplicaSettings
 from workers.standby import Child, fork_puller
 
 
@@ -24,15 +26,6 @@ class DiffusionReplica:
         if self._child:
             watch = threading.Thread(target=self._watch, args=(self._child,), daemon=True)
             watch.start()
-
-    def check_health(self) -> None:
-        """Serve replaces a replica whose engine thread has died.
-
-        Raises:
-            RuntimeError: it has.
-        """
-        if self._puller and self._puller.death:
-            raise RuntimeError(f"the engine thread died: {self._puller.death!r}")
 
     def __del__(self) -> None:
         self._stopping = True

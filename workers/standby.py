@@ -22,11 +22,14 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
@@ -34,7 +37,8 @@ from pydantic import TypeAdapter
 
 from sdserve.apps import AppSpec
 from sdserve.daemon import Daemon
-from workers.puller import Puller, ReplicaSettings
+from workers.puller import Puller
+from workers.replica_settings import ReplicaSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,8 @@ _STARTED, _STOP = b"s", b"q"
 _START_LIMIT = 60.0  # seconds
 _ANSWER_PATIENCE = 60.0  # seconds; a standby that has just been started is importing
 _WATCH_INTERVAL = 1.0  # seconds
+# Who sends SIGTERM kills soon after (Docker after 10 s): a job that needs longer is handed back.
+_TERM_GRACE = timedelta(seconds=5)
 _SETTINGS: TypeAdapter[ReplicaSettings] = TypeAdapter(ReplicaSettings)
 
 
@@ -157,27 +163,40 @@ def main() -> int:
 
 def _run_child(connection: socket.socket) -> NoReturn:
     """Pull until told to stop, or until the replica that asked is gone."""
-    code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         request = _receive(connection)
         os.environ.clear()
         os.environ.update({**request["environment"], **_HERE})
-        puller = Puller(
-            AppSpec.from_json(request["spec"]),
-            _SETTINGS.validate_json(request["settings"]),
-            born=request["born"],
-        )
+        settings = _SETTINGS.validate_json(request["settings"])
+        puller = Puller(AppSpec.from_json(request["spec"]), settings, born=request["born"])
+
+        def terminate(_signal: int, _frame: FrameType | None) -> None:
+            _start_leaving(puller, _TERM_GRACE)
+
+        signal.signal(signal.SIGTERM, terminate)
         connection.sendall(_STARTED)
-        while puller.death is None:
-            told, _, _ = select.select([connection], [], [], _WATCH_INTERVAL)
-            if told:
-                if connection.recv(1) == _STOP:
-                    puller.stop()
-                    code = 0
-                break
+        while connection.recv(1) == _STOP:
+            _start_leaving(puller, settings.stop_grace)
+        # Killed, perhaps for the memory that a job of ours took: that must count.
+        puller.die("the process of Serve's replica is gone")
+        threading.Event().wait()  # somebody else is ending this process already
     except BaseException:
         log.exception("the child of the standby process failed")
+    finally:
+        os._exit(1)
+
+
+def _start_leaving(puller: Puller, grace: timedelta) -> None:
+    """Stop on a thread of its own: a second word, which allows less time, must still be heard."""
+    threading.Thread(target=_leave, args=(puller, grace), name="leave", daemon=True).start()
+
+
+def _leave(puller: Puller, grace: timedelta) -> NoReturn:
+    code = 1
+    try:
+        puller.stop(grace)
+        code = 0
     finally:
         logging.shutdown()
         os._exit(code)

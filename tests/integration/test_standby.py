@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,13 +18,13 @@ from sdserve.jobs import JobStatus
 from sdserve.operations import ViewJob
 from sdserve.store import RedisJobStore
 from tests.values import APP, params_for, replica_settings, spec, submit
+from tests.waiting import until
 from workers import standby
 from workers.standby import Child
 
 pytestmark = pytest.mark.integration
 
 DEMO = Path(__file__).parents[2] / "demo_models" / "tiny-shapes-sd15.safetensors"
-LIMIT = 90  # seconds, on a loaded machine
 
 
 @pytest.fixture
@@ -37,13 +37,6 @@ def raylet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproce
         yield process
         process.kill()
     until(lambda: not list(tmp_path.glob("sdserve-standby-*")))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def fork(redis_url: str) -> Child:

@@ -102,6 +102,11 @@ class Puller:
         self._watchdog.start()
         self._thread.start()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it claims nothing more."""
+        return self._stopping.is_set()
+
     def stop(self, grace: timedelta | None = None) -> None:
         """Claim nothing more, finish or hand back what runs, leave.
 

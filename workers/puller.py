@@ -290,8 +290,8 @@ class Puller:
         """End a run, unless it has been handed back meanwhile."""
         with self._retiring:
             if run in self._active:
-                self._active.remove(run)
                 end()
+                self._active.remove(run)
 
     def _hand_back(self) -> None:
         """Return the running jobs to the queue, as if this replica had never claimed them."""

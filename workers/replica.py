@@ -5,9 +5,11 @@ the node's standby process, which has the libraries imported, or in this process
 Either way a puller that dies takes this process with it, and Serve starts another replica.
 """
 
+import atexit
 import os
 import threading
 import time
+from datetime import timedelta
 
 from sdserve.apps import AppSpec
 from workers.puller import Puller
@@ -26,6 +28,7 @@ class DiffusionReplica:
         if self._child:
             watch = threading.Thread(target=self._watch, args=(self._child,), daemon=True)
             watch.start()
+        atexit.register(self._terminate)  # what Ray makes of a SIGTERM; it calls no `__del__`
 
     def __del__(self) -> None:
         self._stopping = True
@@ -33,6 +36,14 @@ class DiffusionReplica:
             self._child.stop()
         elif self._puller:
             self._puller.stop()
+
+    def _terminate(self) -> None:
+        self._stopping = True
+        if self._child:
+            self._child.terminate()
+        elif self._puller:
+            # At once: the interpreter is shutting down, nothing could be finished any more.
+            self._puller.stop(timedelta(0))
 
     def _watch(self, child: Child) -> None:
         child.wait()

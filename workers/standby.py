@@ -6,7 +6,8 @@ touches a device or a tensor, so its children may: CUDA cannot be forked once it
     python -m workers.standby      in the environment of a Ray worker; it ends when the node does
 
 A child belongs to the replica that asked for it, over the connection on which it asked: when either
-ends, so does the other. It answers one byte when it runs and ends on one byte.
+ends, so does the other. It answers one byte when it runs and is told by one byte to end: when the
+running jobs have ended, or soon.
 """
 
 import fcntl
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 _HERE = {"HF_HUB_OFFLINE": "1", "THP_MEM_ALLOC_ENABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _RAYLET = "RAY_RAYLET_PID"  # set by Ray in its workers
 _SOCKET, _RECORD = "socket", "process.json"
-_STARTED, _STOP = b"s", b"q"
+_STARTED, _STOP, _TERMINATE = b"s", b"q", b"t"
 _START_LIMIT = 60.0  # seconds
 _ANSWER_PATIENCE = 60.0  # seconds; a standby that has just been started is importing
 _WATCH_INTERVAL = 1.0  # seconds
@@ -68,8 +69,15 @@ class Child:
 
     def stop(self) -> None:
         """Tell it to finish or hand back its jobs, and wait until it has ended."""
+        self._tell(_STOP)
+
+    def terminate(self) -> None:
+        """As `stop`, within seconds."""
+        self._tell(_TERMINATE)
+
+    def _tell(self, word: bytes) -> None:
         with suppress(OSError):  # it has ended already
-            self.connection.sendall(_STOP)
+            self.connection.sendall(word)
         self.wait()
 
 
@@ -176,8 +184,8 @@ def _run_child(connection: socket.socket) -> NoReturn:
 
         signal.signal(signal.SIGTERM, terminate)
         connection.sendall(_STARTED)
-        while connection.recv(1) == _STOP:
-            _start_leaving(puller, settings.stop_grace)
+        while word := connection.recv(1):
+            _start_leaving(puller, settings.stop_grace if word == _STOP else _TERM_GRACE)
         # Killed, perhaps for the memory that a job of ours took: that must count.
         puller.die("the process of Serve's replica is gone")
         threading.Event().wait()  # somebody else is ending this process already

@@ -42,7 +42,6 @@ class DiffusionReplica:
         if self._child:
             self._child.terminate()
         elif self._puller:
-            # At once: the interpreter is shutting down, nothing could be finished any more.
             self._puller.stop(timedelta(0))
 
     def _watch(self, child: Child) -> None:

@@ -6,8 +6,8 @@ touches a device or a tensor, so its children may: CUDA cannot be forked once it
     python -m workers.standby      in the environment of a Ray worker; it ends when the node does
 
 A child belongs to the replica that asked for it, over the connection on which it asked: when either
-ends, so does the other. It answers one byte when it runs and is told by one byte to end: when the
-running jobs have ended, or soon.
+ends, so does the other. It answers one byte when it runs and is told by one byte to end: when its
+jobs have ended, or at once.
 """
 
 import fcntl
@@ -50,8 +50,7 @@ _STARTED, _STOP, _TERMINATE = b"s", b"q", b"t"
 _START_LIMIT = 60.0  # seconds
 _ANSWER_PATIENCE = 60.0  # seconds; a standby that has just been started is importing
 _WATCH_INTERVAL = 1.0  # seconds
-# Who sends SIGTERM kills soon after (Docker after 10 s): a job that needs longer is handed back.
-_TERM_GRACE = timedelta(seconds=5)
+_AT_ONCE = timedelta(0)  # who sends SIGTERM kills soon after
 _SETTINGS: TypeAdapter[ReplicaSettings] = TypeAdapter(ReplicaSettings)
 
 
@@ -72,7 +71,7 @@ class Child:
         self._tell(_STOP)
 
     def terminate(self) -> None:
-        """As `stop`, within seconds."""
+        """As `stop`, but hand back all that is not drawn yet."""
         self._tell(_TERMINATE)
 
     def _tell(self, word: bytes) -> None:
@@ -180,12 +179,12 @@ def _run_child(connection: socket.socket) -> NoReturn:
         puller = Puller(AppSpec.from_json(request["spec"]), settings, born=request["born"])
 
         def terminate(_signal: int, _frame: FrameType | None) -> None:
-            _start_leaving(puller, _TERM_GRACE)
+            _start_leaving(puller, _AT_ONCE)
 
         signal.signal(signal.SIGTERM, terminate)
         connection.sendall(_STARTED)
         while word := connection.recv(1):
-            _start_leaving(puller, settings.stop_grace if word == _STOP else _TERM_GRACE)
+            _start_leaving(puller, settings.stop_grace if word == _STOP else _AT_ONCE)
         # Killed, perhaps for the memory that a job of ours took: that must count.
         puller.die("the process of Serve's replica is gone")
         threading.Event().wait()  # somebody else is ending this process already

@@ -70,6 +70,12 @@ class Heartbeat:
                 self._jobs[job.id, job.fence] = _progress(job, step, phase)
         self._changed.set()
 
+    @property
+    def held(self) -> list[Claimed]:
+        """The claims whose leases are kept: of jobs that run or whose end is being stored."""
+        with self._lock:
+            return list(self._jobs)
+
     def pulse(self, job: ClaimedJob) -> Pulse:
         """What the last heartbeat learnt about this job."""
         return self._pulses.get((job.id, job.fence), Pulse.OK)

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 STORE_RETRY = 0.5  # seconds
 REAP_INTERVAL = 0.5  # seconds; also the longest blocking read
+ALONE_INTERVAL = 0.01  # seconds between looks whether a job that runs alone may begin
 FILES_INTERVAL = 2.0  # seconds between looks whether the checkpoint is still the same file
 
 # A step's limit is generous because a wrong alarm costs a job an attempt, a late one only time:
@@ -180,12 +181,14 @@ class Puller:
                 if not self._active:
                     self._stopping.wait(STORE_RETRY)
             self._drop_unwanted()
-            for run in [run for run in self._active if run.denoising is None]:
+            for run in [run for run in self._active if self._may_begin(run)]:
                 self._guarded([run], "Encoding", lambda run=run: self._begin(engine, run))
             for batch in self._batches():
                 self._guarded(batch, "A step", lambda batch=batch: self._step(engine, batch))
             for run in [run for run in self._active if run.denoising and run.denoising.is_done]:
                 self._guarded([run], "Decoding", lambda run=run: self._decode(engine, run))
+            if self._active and not any(run.denoising or run.pictures for run in self._active):
+                time.sleep(ALONE_INTERVAL)
 
     def _reap(self) -> None:
         if time.monotonic() - self._reaped_at >= REAP_INTERVAL:
@@ -206,11 +209,16 @@ class Puller:
             self._startup.break_app(error.reason)
 
     def _claim(self) -> None:
-        free = self._spec.slots - len(self._active)
-        if free <= 0 or self._stopping.is_set():
-            return
-        claim = Claim(app=self._spec.name, replica=self._id, count=free, lease=self._settings.lease)
-        for job in self._store.run(claim):
+        while len(self._active) < self._spec.slots and not self._stopping.is_set():
+            if any(fence > 1 for _, fence in self._heart.held):
+                return  # it runs alone
+            claim = Claim(
+                app=self._spec.name, replica=self._id, count=1, lease=self._settings.lease
+            )
+            claimed = self._store.run(claim)
+            if not claimed:
+                return
+            (job,) = claimed
             self._heart.hold(job)
             # Of the wait, what this replica spent loading: the rest was the queue's.
             now = time.monotonic()
@@ -218,6 +226,14 @@ class Puller:
             meter = Meter(self._device, is_shared=self._spec.slots > 1)
             run = JobRun(job=job, meter=meter, load_seconds=load, queue_seconds=job.waited - load)
             self._active.append(run)
+
+    def _may_begin(self, run: JobRun) -> bool:
+        """A job that has lost a replica before may be what kills them: it takes no other with it.
+
+        Nor can another such job take it: it was perhaps only the neighbour. So it begins when it is
+        all that this replica holds, and nothing more is claimed until its end is stored.
+        """
+        return run.denoising is None and (run.job.fence == 1 or len(self._heart.held) == 1)
 
     def _drop_unwanted(self) -> None:
         """Stop what the user cancelled and what another replica has taken over."""

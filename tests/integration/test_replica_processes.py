@@ -78,8 +78,8 @@ def fleet(redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
     ours.stop()
 
 
-def accept(store: RedisJobStore, prompt: str = "a red circle") -> str:
-    wanted = params(prompt=prompt, num_inference_steps=STEPS)
+def accept(store: RedisJobStore, prompt: str = "a red circle", **changes: Any) -> str:
+    wanted = params(prompt=prompt, num_inference_steps=STEPS, **changes)
     return store.run(submit(params=wanted)).job_id
 
 
@@ -139,15 +139,18 @@ def test_a_zombie_changes_nothing(
     assert redis.zcard(keys.LEASE + APP) == 0
 
 
-@pytest.mark.parametrize("kind", [POISON, HANG, LOSE_DEVICE])
+@pytest.mark.parametrize(
+    ("kind", "replicas"), [(POISON, 1), (POISON, 2), (HANG, 2), (LOSE_DEVICE, 2)]
+)
 def test_a_job_that_takes_its_replica_with_it_ends_and_harms_nobody(
-    store: RedisJobStore, redis: Redis, fleet: Fleet, kind: str
+    store: RedisJobStore, redis: Redis, fleet: Fleet, kind: str, replicas: int
 ) -> None:
-    for _ in range(2):
-        fleet.start()
-    before = [accept(store) for _ in range(3)]
+    # Large pictures, whose encoding takes longer than the next job's way to its first step.
+    before = [accept(store, width=2048, height=2048) for _ in range(3)]
     bad = accept(store, kind)
-    after = [accept(store) for _ in range(3)]
+    after = [accept(store, width=2048, height=2048) for _ in range(3)]
+    for _ in range(replicas):
+        fleet.start()
 
     def all_ended() -> bool:
         fleet.tend()
@@ -161,5 +164,7 @@ def test_a_job_that_takes_its_replica_with_it_ends_and_harms_nobody(
     assert failed.error.code == "worker_lost"
     others = [view(store, job_id) for job_id in (*before, *after)]
     assert {job.status for job in others} == {JobStatus.SUCCEEDED}
-    assert {job.attempt for job in others} == {1}
+    # The first time, nobody knows yet that it should run alone: whose picture is being stored beside
+    # it loses an attempt, where the replica gets no time for last words.
+    assert max(job.attempt for job in others) <= (2 if kind == POISON else 1)
     assert counters(redis) == [b"6", b"1", None, None]

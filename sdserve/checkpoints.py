@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdserve.detection import TEXT_ENCODERS, detect, missing_text_encoders, vae_prefix
+from sdserve.detection import detect
 from sdserve.errors import CheckpointError, UnsupportedCheckpointError
 from sdserve.families import (
     SCHEDULERS,
@@ -15,6 +15,7 @@ from sdserve.families import (
     Kind,
     defaults_of,
 )
+from sdserve.layout import TEXT_ENCODERS, missing_text_encoders, vae_prefix
 from sdserve.safetensors_header import SafetensorsHeader, read_header
 from sdserve.sidecar import Sidecar, read_sidecar
 

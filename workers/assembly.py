@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdserve.checkpoints import Checkpoint
-from sdserve.detection import TEXT_ENCODERS, UNET, vae_prefix
 from sdserve.errors import UnsupportedCheckpointError
 from sdserve.families import Family
+from sdserve.layout import NETWORK, TEXT_ENCODERS, vae_prefix
 from sdserve.safetensors_header import SafetensorsHeader, read_header
 from workers.conversion import State, text_state, unet_state, vae_state
 from workers.engine import Pipeline
@@ -70,7 +70,7 @@ class Assembly:
         self.checkpoint = checkpoint
         header = read_header(checkpoint.path)
         self._configs = part_configs(checkpoint.path, checkpoint.kind, header)
-        self._unet = _Source(path=checkpoint.path, header=header, prefixes=(UNET,))
+        self._unet = _Source(path=checkpoint.path, header=header, prefixes=(NETWORK,))
         self._vae = _source(checkpoint, header, checkpoint.vae and checkpoint.vae.path, "vae")
         lender = checkpoint.text_encoder and checkpoint.text_encoder.path
         self._text = _source(checkpoint, header, lender, "text")

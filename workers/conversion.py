@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor
 
-from sdserve.detection import GUIDANCE_EMBEDDING
+from sdserve.layout import GUIDANCE_EMBEDDING
 
 State = dict[str, Tensor]
 

@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sdserve.detection import GUIDANCE_EMBEDDING
 from sdserve.errors import InvalidCheckpointError
 from sdserve.families import SCHEDULERS, Distillation, Family, Kind, Prediction
+from sdserve.layout import GUIDANCE_EMBEDDING
 from sdserve.safetensors_header import SafetensorsHeader
 
 _SCHEDULER_CLASSES = {class_name for class_name, _ in SCHEDULERS.values()}

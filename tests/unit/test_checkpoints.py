@@ -29,6 +29,13 @@ OPEN_CLIP_G: Shapes = {
     "conditioner.embedders.1.model.token_embedding.weight": (49408, 1280),
 }
 REFINER_CLIP: Shapes = {"conditioner.embedders.0.model.token_embedding.weight": (49408, 1280)}
+CLIPS: Shapes = {
+    f"text_encoders.clip_{size}.transformer.text_model.final_layer_norm.bias": (width,)
+    for size, width in (("l", 768), ("g", 1280))
+}
+T5: Shapes = {"text_encoders.t5xxl.transformer.shared.weight": (32128, 4096)}
+FLUX: Shapes = {f"{UNET}double_blocks.0.img_attn.proj.weight": (3072, 3072)}
+MMDIT: Shapes = {f"{UNET}joint_blocks.0.x_block.attn.proj.weight": (1536, 1536)}
 
 
 def unet(context: int, *, channels: int = 320, inputs: int = 4) -> Shapes:
@@ -217,9 +224,26 @@ def test_a_metadata_that_is_no_table_is_refused(tmp_path: Path) -> None:
         (unet(768) | CLIP_L, "lend it one with 'vae: FILE.safetensors' in a.yaml"),
         (unet(768, inputs=8) | CLIP_L | VAE, "this is an instruct-pix2pix model"),
         (unet(768, inputs=7) | CLIP_L | VAE, "its UNet takes 7 input channels"),
-        ({f"{UNET}joint_blocks.0.x_block.weight": (8, 8)} | VAE, "this is Stable Diffusion 3"),
-        ({f"{UNET}double_blocks.0.img_attn.weight": (8, 8)}, "this is a Flux model"),
-        ({"double_blocks.0.img_attn.weight": (8, 8)}, "this is a Flux model"),
+        (
+            MMDIT | VAE,
+            "this is Stable Diffusion 3, which is not served, and the file lacks the CLIP-L text "
+            "encoder and the CLIP-G text encoder: deploy",
+        ),
+        (
+            {"joint_blocks.0.x_block.weight": (8, 8)},
+            "lacks the CLIP-L text encoder, the CLIP-G text encoder and the VAE: deploy",
+        ),
+        (MMDIT | CLIPS | VAE, "this is Stable Diffusion 3, which is not served: deploy"),
+        (
+            {"double_blocks.0.img_attn.weight": (8, 8)},
+            "this is a Flux model, which is not served: the file lacks the CLIP text encoder, the "
+            "T5-XXL text encoder and the VAE, and the tokenizer of T5-XXL is not shipped",
+        ),
+        (FLUX | CLIPS | T5, "the file lacks the VAE, and the tokenizer of T5-XXL"),
+        (
+            FLUX | CLIPS | T5 | {"vae.decoder.conv_in.weight": (512, 16, 3, 3)},
+            "this is a Flux model, which is not served: the tokenizer of T5-XXL is not shipped",
+        ),
         (SDXL | {"edm_mean": (4,)}, "this is a model with an EDM noise schedule"),
         (unet(768, channels=64) | CLIP_L | VAE, "its UNet is 64 channels wide"),
         (unet(768) | OPEN_CLIP_H | VAE, "a text width of 768 (expected 320 and 1024)"),

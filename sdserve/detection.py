@@ -10,7 +10,15 @@ from pathlib import Path
 
 from sdserve.errors import UnsupportedCheckpointError
 from sdserve.families import Distillation, Family, Kind, Prediction
-from sdserve.layout import GUIDANCE_EMBEDDING, NETWORK, Shapes, missing_text_encoders
+from sdserve.layout import (
+    GUIDANCE_EMBEDDING,
+    JOINT_BLOCKS,
+    NETWORK,
+    T5,
+    Shapes,
+    holds,
+    missing_text_encoders,
+)
 from sdserve.other_files import DEPLOY_BASE, USE_WHOLE, refuse_other_files
 from sdserve.safetensors_header import SafetensorsHeader
 from sdserve.sidecar import Sidecar
@@ -18,7 +26,7 @@ from sdserve.sidecar import Sidecar
 logger = logging.getLogger(__name__)
 
 _CONV_IN = f"{NETWORK}input_blocks.0.0.weight"  # [channels, inputs, 3, 3]
-# [_, context]
+# Its second side is the text width.
 _CROSS_ATTENTION = f"{NETWORK}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 # Of the published models: (UNet channels, text width). Own configurations may differ.
 _SIZES = {
@@ -37,6 +45,8 @@ def detect(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> Kind:
     """
     shapes = header.shapes
     refuse_other_files(path, shapes)
+    if holds(shapes, JOINT_BLOCKS):
+        return _sd3(path, header, sidecar)
     family = _family(path, shapes, sidecar)
     inputs = shapes.get(_CONV_IN, (0, 0))[1]
     _refuse_unserved_unet(path, family, header, inputs)
@@ -58,27 +68,58 @@ def detect(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> Kind:
     return kind
 
 
+def _sd3(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> Kind:
+    joint = [name for name in header.shapes if name.startswith(JOINT_BLOCKS)]
+    if not any(".attn.ln_q." in name for name in joint):
+        family = Family.SD3
+    elif any(".attn2." in name for name in joint):
+        family = Family.SD35_MEDIUM
+    else:
+        family = Family.SD35_LARGE
+    _refuse_other_family(path, family, sidecar)
+    if sidecar.prediction_type:
+        raise UnsupportedCheckpointError(
+            path,
+            f"its sidecar sets 'prediction_type', which {family} does not have: remove it from "
+            f"{path.stem}.yaml.",
+        )
+    logger.warning(
+        "%s: prompts are read by the two CLIP text encoders only, %s.",
+        path,
+        "the T5-XXL in the file is left out" if holds(header.shapes, T5) else "there is no T5-XXL",
+    )
+    return Kind(
+        family=family,
+        prediction=Prediction.FLOW,
+        distillation=_distillation(path, header, sidecar),
+    )
+
+
 def _family(path: Path, shapes: Shapes, sidecar: Sidecar) -> Family:
     context = shapes.get(_CROSS_ATTENTION, (0, 0))[1]
     by_size = {width: family for family, (_, width) in _SIZES.items()}
     # Families that share a prefix differ in having it all: the refiner lacks the base's first.
     family = next(
-        (each for each in Family if not missing_text_encoders(each, shapes)),
+        (each for each in _SIZES if not missing_text_encoders(each, shapes)),
         by_size.get(context, sidecar.family),
     )
-    if family is None:
+    if family is None or family.is_sd3:
         raise UnsupportedCheckpointError(
             path,
             "it has no text encoder, and nothing tells which family it is: "
             f"name the family in {path.stem}.yaml beside it, or {USE_WHOLE}.",
         )
+    _refuse_other_family(path, family, sidecar)
+    return family
+
+
+def _refuse_other_family(path: Path, family: Family, sidecar: Sidecar) -> None:
     if sidecar.family not in (None, family):
         raise UnsupportedCheckpointError(
             path,
             f"its sidecar says {sidecar.family}, its tensors say {family}: correct "
             f"{path.stem}.yaml.",
         )
-    return family
 
 
 def _prediction(

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdserve.errors import UnsupportedCheckpointError
-from sdserve.layout import CLIP_G, CLIP_L, NETWORK, T5, VAE, Shapes, holds
+from sdserve.layout import CLIP_L, NETWORK, T5, VAE, Shapes, holds
 
-DEPLOY_BASE = "deploy an SD 1.x, SD 2.x or SDXL base checkpoint instead"
+DEPLOY_BASE = "deploy an SD 1.x, SD 2.x, SDXL or SD 3 base checkpoint instead"
 USE_WHOLE = "use the full single-file checkpoint of the same model"
+USE_INCLUDING_CLIPS = "use the '..._incl_clips' file of the same model"
 
 
 def refuse_other_files(path: Path, shapes: Shapes) -> None:
@@ -22,8 +23,12 @@ def refuse_other_files(path: Path, shapes: Shapes) -> None:
             raise UnsupportedCheckpointError(path, f"this is {kind}: {advice}.")
     if any(_FLUX(name) for name in shapes):
         raise UnsupportedCheckpointError(path, _flux(shapes))
-    if any(_SD3(name) for name in shapes):
-        raise UnsupportedCheckpointError(path, _sd3(shapes))
+    if any(_SCALED(name) for name in shapes):
+        raise UnsupportedCheckpointError(
+            path,
+            "its weights are float8 with scales beside them, which is not served: use the float16 "
+            "or bfloat16 file of the same model.",
+        )
     if _is_embedding(shapes):
         raise UnsupportedCheckpointError(
             path, f"this is a textual-inversion embedding: {DEPLOY_BASE}."
@@ -34,7 +39,7 @@ def refuse_other_files(path: Path, shapes: Shapes) -> None:
         raise UnsupportedCheckpointError(
             path,
             "it is not a Stable Diffusion checkpoint (no 'model.diffusion_model' tensors): "
-            "use a single-file checkpoint of SD 1.x, SD 2.x or SDXL.",
+            "use a single-file checkpoint of SD 1.x, SD 2.x, SDXL or SD 3.",
         )
 
 
@@ -52,17 +57,6 @@ def _flux(shapes: Shapes) -> str:
     )
 
 
-def _sd3(shapes: Shapes) -> str:
-    parts = {
-        "the CLIP-L text encoder": (CLIP_L,),
-        "the CLIP-G text encoder": (CLIP_G,),
-        "the VAE": (VAE,),
-    }
-    lacking = [part for part, prefixes in parts.items() if not holds(shapes, *prefixes)]
-    file = f", and the file lacks {in_words(lacking)}" if lacking else ""
-    return f"this is Stable Diffusion 3, which is not served{file}: {DEPLOY_BASE}."
-
-
 def in_words(parts: list[str]) -> str:
     """E.g. `the VAE`, `a and b`, `a, b and c`."""
     *first, last = parts
@@ -78,7 +72,10 @@ def _is_embedding(shapes: Shapes) -> bool:
 
 
 _FLUX = re.compile(r"(model\.diffusion_model\.)?(double_blocks|single_transformer_blocks)\.").match
-_SD3 = re.compile(r"(model\.diffusion_model\.)?joint_blocks\.").match
+# ComfyUI's names. Without its scale such a weight is a wrong number; T5's may be, it is not read.
+_SCALED = re.compile(
+    rf"(?!{re.escape(T5)}).*\.(scaled_fp8|scale_weight|weight_scale|comfy_quant)$"
+).match
 # (What it is, next step, any tensor name that proves it.) Order matters: a LoRA of Flux is a LoRA
 # first.
 _OTHER_KINDS: tuple[tuple[str, str, Callable[[str], object]], ...] = (
@@ -97,6 +94,11 @@ _OTHER_KINDS: tuple[tuple[str, str, Callable[[str], object]], ...] = (
         "a model with an EDM noise schedule (Playground 2.5, CosXL)",
         f"this kind is not served, {DEPLOY_BASE}",
         re.compile(r"edm_(mean|std|vpred)").match,
+    ),
+    (
+        "a bare transformer of SD 3, without text encoders and VAE",
+        USE_INCLUDING_CLIPS,
+        re.compile(r"joint_blocks\.").match,
     ),
     (
         "a bare VAE",

@@ -21,7 +21,8 @@ from sdserve.safetensors_header import read_header
 from tests.judge import obeys
 from tests.values import params_for
 from tools.plain_pipeline import load_plainly
-from workers.engine import Denoising, DiffusionEngine
+from workers.denoising import Denoising
+from workers.engine import DiffusionEngine
 from workers.images import encode_image
 from workers.loading import load_engine
 from workers.pipeline_config import part_configs

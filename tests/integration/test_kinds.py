@@ -6,23 +6,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
 import torch
 
 from sdserve.checkpoints import inspect_checkpoint
+from sdserve.errors import UnsupportedCheckpointError
 from sdserve.families import Family
 from sdserve.safetensors_header import read_header
 from tests.values import params_for
 from tools.make_checkpoint import DTYPES, KINDS, full_shapes, make_checkpoint
 from tools.plain_pipeline import load_plainly
 from workers.engine import DiffusionEngine
-from workers.loading import load_engine
+from workers.loading import load_engine, ranges_to_read
+from workers.pipeline_config import part_configs
 from workers.weights import copy_tensors, map_tensors
 
 pytestmark = pytest.mark.integration
 
+DIFFUSERS: Any = diffusers  # its names are lazy, type checkers see none of them
 PROMPT = "A red circle, on a BLUE background"
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 # diffusers 0.42 leaves the guidance embedding out: there is nothing to compare with.
 COMPARABLE = [kind for kind in KINDS if kind != "sd1-lcm"]
 
@@ -56,10 +61,12 @@ def test_weights_and_latents_equal_those_of_plain_diffusers(
             for name, tensor in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[name], tensor), name
     latents, _ = draw(engine, path, num_inference_steps=3)
-    assert torch.equal(latents, plain_latents(plain, engine, path))
+    assert torch.equal(latents, draw_plainly(plain, engine, path))
 
 
-def plain_latents(plain: Any, engine: DiffusionEngine, path: Path) -> torch.Tensor:
+def draw_plainly(
+    plain: Any, engine: DiffusionEngine, path: Path, output_type: str = "latent"
+) -> Any:
     params = params_for(path, num_inference_steps=3)
     plain.scheduler = engine.begin(params, 0).scheduler
     checkpoint, _ = inspect_checkpoint(path)
@@ -79,9 +86,88 @@ def plain_latents(plain: Any, engine: DiffusionEngine, path: Path) -> torch.Tens
         num_inference_steps=3,
         guidance_scale=params.guidance_scale,
         generator=torch.Generator().manual_seed(params.seed),
-        output_type="latent",
+        output_type=output_type,
         **extra,
     ).images
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3", "sd35-large-turbo"])
+def test_pictures_equal_those_of_plain_diffusers(tmp_path: Path, kind: str) -> None:
+    """SD 3 decodes with a shift of the latents, the others without."""
+    path = make_checkpoint(tmp_path / f"{kind}.safetensors", kind)
+    engine, plain = load(path), load_plainly(path)
+    _, picture = draw(engine, path, num_inference_steps=3)
+    (expected,) = draw_plainly(plain, engine, path, "pil")
+    assert (picture == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sd35-medium"])
+def test_pictures_of_sd3_batched_together_are_those_drawn_alone(tmp_path: Path, kind: str) -> None:
+    path = make_checkpoint(tmp_path / f"{kind}.safetensors", kind)
+    engine = load(path)
+    jobs: list[dict[str, Any]] = [
+        {"num_inference_steps": 3, "seed": 1},
+        {"num_inference_steps": 4, "guidance_scale": 1.0, "prompt": "a green square"},
+        {"num_inference_steps": 5, "negative_prompt": "a circle", "guidance_scale": 2.0},
+    ]
+    together = [engine.begin(params_for(path, **job), 0) for job in jobs]
+    engine.step(together[:2])  # the third one joins late
+    while active := [denoising for denoising in together if not denoising.is_done]:
+        engine.step(active)
+    for job, denoising in zip(jobs, together, strict=True):
+        alone = engine.begin(params_for(path, **job), 0)
+        while not alone.is_done:
+            engine.step([alone])
+        difference = (denoising.latents - alone.latents).abs().max() / alone.latents.abs().max()
+        assert difference < 1e-4
+
+
+def test_a_t5_in_the_file_is_not_read(tmp_path: Path) -> None:
+    """It is read by no prompt, so it must not fill the page cache either."""
+    path = make_checkpoint(tmp_path / "model.safetensors", "sd3")
+    whole = add_tensors(path, {"text_encoders.t5xxl.transformer.shared.weight": torch.ones(64, 8)})
+    assert torch.equal(draw(load(whole), whole)[0], draw(load(path), path)[0])
+    header = read_header(whole)
+    (t5,) = [span for name, span in header.spans.items() if "t5xxl" in name]
+    assert (t5.begin, t5.end) not in ranges_to_read(whole)
+    assert len(ranges_to_read(whole)) == len(header.spans) - 1
+
+
+def test_a_projection_of_clip_l_is_not_used_by_sd3(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "model.safetensors", "sd3")
+    name = "text_encoders.clip_l.transformer.text_projection.weight"
+    other = add_tensors(path, {name: torch.zeros(32, 32)})
+    assert torch.equal(draw(load(other), other)[0], draw(load(path), path)[0])
+
+
+def test_an_sd3_with_missing_tensors_is_refused(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "model.safetensors", "sd35-medium")
+    for name in ("joint_blocks.1.x_block.attn2.qkv.weight", "pos_embed", "final_layer.linear.bias"):
+        damaged = add_tensors(path, {}, without=f"model.diffusion_model.{name}")
+        with pytest.raises(UnsupportedCheckpointError, match="use the full, unpruned checkpoint"):
+            load(damaged)
+
+
+def add_tensors(path: Path, tensors: dict[str, torch.Tensor], without: str = "") -> Path:
+    """A copy of a checkpoint with other tensors."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name != without]  # noqa: SIM118 (no mapping)
+        kept = {name: file.get_tensor(name) for name in names}
+        metadata = file.metadata()
+    copy = path.with_name("copy.safetensors")
+    save_file(kept | tensors, copy, metadata)
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["sd1-lcm", "sdxl-lightning", "sd2-v", "sd3", "sd35-medium"])
+def test_a_warmed_engine_draws_the_same(tmp_path: Path, kind: str) -> None:
+    path = make_checkpoint(tmp_path / "model.safetensors", kind)
+    fresh, warmed = load(path), load(path)
+    warmed.warm()
+    assert torch.equal(draw(fresh, path)[0], draw(warmed, path)[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,7 +189,7 @@ def test_averaged_weights_are_left_alone(tmp_path: Path) -> None:
     assert torch.equal(draw(load(whole), whole)[0], draw(load(pruned), pruned)[0])
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sdxl-refiner"])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sdxl-refiner", "sd35-medium"])
 def test_missing_parts_are_borrowed_from_another_checkpoint(tmp_path: Path, kind: str) -> None:
     whole = make_checkpoint(tmp_path / "whole.safetensors", kind)
     bare = make_checkpoint(tmp_path / "bare.safetensors", kind, without=["vae", "text"])
@@ -224,7 +310,26 @@ load_engine(checkpoint, device="cpu", threads=1, on_phase=lambda _: None)
 """
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [("sd3", 2_028_328_000), ("sd35-medium", 2_243_171_520), ("sd35-large", 8_056_627_520)],
+)
+def test_the_transformers_of_sd3_are_told_by_their_headers(
+    tmp_path: Path, kind: str, parameters: int
+) -> None:
+    """Their whole configuration: diffusers builds a model of the published size from it."""
+    path = tmp_path / "model.safetensors"
+    make_checkpoint(path, kind, size="full", is_sparse=True)
+    config = part_configs(path, inspect_checkpoint(path)[0].kind, read_header(path))["transformer"]
+    with torch.device("meta"):
+        model = DIFFUSERS.SD3Transformer2DModel.from_config(config)
+    assert sum(tensor.numel() for tensor in model.parameters()) == parameters
+    names = [name for name in full_shapes(kind) if name.startswith("model.")]
+    of_file = sum(math.prod(full_shapes(kind)[name]) for name in names)
+    assert of_file == parameters + model.pos_embed.pos_embed.numel()
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3"])
 def test_loading_asks_nothing_of_the_network(tmp_path: Path, kind: str) -> None:
     path = make_checkpoint(tmp_path / "model.safetensors", kind)
     command = [sys.executable, "-c", OFFLINE, str(path)]

@@ -151,7 +151,7 @@ def _disk_errors(path: Path) -> Generator[None]:
 
 
 def ranges_to_read(path: Path) -> list[tuple[int, int]]:
-    """What will be read of a file."""
+    """What will be read of a file: (begin, end) in bytes."""
     spans = read_header(path).spans
     return [(s.begin, s.end) for name, s in spans.items() if not name.startswith(UNREAD)]
 

@@ -133,6 +133,18 @@ def test_a_t5_in_the_file_is_not_read(tmp_path: Path) -> None:
     assert len(ranges_to_read(whole)) == len(header.spans) - 1
 
 
+def test_a_float8_transformer_is_cast(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    path = make_checkpoint(tmp_path / "model.safetensors", "sd35-medium")
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118
+        narrow = {name: file.get_tensor(name).to(torch.float8_e4m3fn) for name in names}
+    drawn = draw(load(add_tensors(path, narrow)), path)[0]
+    wide = {name: tensor.to(torch.float16) for name, tensor in narrow.items()}
+    assert torch.equal(drawn, draw(load(add_tensors(path, wide)), path)[0])
+
+
 def test_a_projection_of_clip_l_is_not_used_by_sd3(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "model.safetensors", "sd3")
     name = "text_encoders.clip_l.transformer.text_projection.weight"

@@ -49,6 +49,7 @@ _SOCKET, _RECORD = "socket", "process.json"
 _STARTED, _STOP, _TERMINATE = b"s", b"q", b"t"
 _START_LIMIT = 60.0  # seconds
 _ANSWER_PATIENCE = 60.0  # seconds; a standby that has just been started is importing
+_END_PATIENCE = 5.0  # seconds
 _WATCH_INTERVAL = 1.0  # seconds
 _AT_ONCE = timedelta(0)  # who sends SIGTERM kills soon after
 _SETTINGS: TypeAdapter[ReplicaSettings] = TypeAdapter(ReplicaSettings)
@@ -102,7 +103,15 @@ def fork_puller(spec: AppSpec, settings: ReplicaSettings, *, born: float) -> Chi
             return _ask(request)
         except (OSError, subprocess.SubprocessError) as error:
             log.warning("no replica from the standby process (%s)", error)
+            _await_end()
     return None
+
+
+def _await_end() -> None:
+    """Until a standby that was killed has ended: for a moment it runs but does not listen."""
+    if standby := Daemon.find(_folder() / _RECORD):
+        with suppress(psutil.Error):
+            psutil.Process(standby.pid).wait(_END_PATIENCE)
 
 
 def _ask(request: bytes) -> Child:

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from sdserve.generation import GenerationParams
-from workers.engine import Conditioning, Denoising, DiffusionEngine
+from workers.denoising import Conditioning, Denoising
+from workers.engine import DiffusionEngine
 
 OnStep = Callable[[GenerationParams], None]
 

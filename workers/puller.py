@@ -233,7 +233,8 @@ class Puller:
         Nor can another such job take it: it was perhaps only the neighbour. So it begins when it is
         all that this replica holds, and nothing more is claimed until its end is stored.
         """
-        return run.denoising is None and (run.job.fence == 1 or len(self._heart.held) == 1)
+        is_alone = {job_id for job_id, _ in self._heart.held} == {run.job.id}
+        return run.denoising is None and (run.job.fence == 1 or is_alone)
 
     def _drop_unwanted(self) -> None:
         """Stop what the user cancelled and what another replica has taken over."""

@@ -164,7 +164,7 @@ def test_a_job_that_takes_its_replica_with_it_ends_and_harms_nobody(
     assert failed.error.code == "worker_lost"
     others = [view(store, job_id) for job_id in (*before, *after)]
     assert {job.status for job in others} == {JobStatus.SUCCEEDED}
-    # The first time, nobody knows yet that it should run alone: whose picture is being stored beside
-    # it loses an attempt, where the replica gets no time for last words.
+    # The first time, nobody knows yet that it should run alone: whose picture is being stored
+    # beside it loses an attempt, where the replica gets no time for last words.
     assert max(job.attempt for job in others) <= (2 if kind == POISON else 1)
     assert counters(redis) == [b"6", b"1", None, None]

@@ -14,8 +14,8 @@ from deploy_scripts.policy import QueuePolicy
 from sdserve.apps import AppSpec
 from sdserve.secret import Secret
 from sdserve.settings import Settings
-from workers.puller import ReplicaSettings
 from workers.replica import DiffusionReplica
+from workers.replica_settings import ReplicaSettings
 
 # Shutting down takes this much longer than the longest job: finishing, storing, leaving.
 STOP_MARGIN = timedelta(seconds=30)
@@ -43,6 +43,8 @@ class Surroundings:
                 result_ttl=settings.result_ttl,
                 max_result_bytes=settings.max_result_bytes,
                 stop_grace=STOP_GRACE,
+                step_timeout=settings.step_timeout,
+                load_timeout=settings.load_timeout,
             ),
         )
 

@@ -48,6 +48,12 @@ class Settings(BaseSettings):
     result_ttl: Seconds = Field(
         default=timedelta(hours=1), ge=timedelta(minutes=1), validation_alias="SD_RESULT_TTL"
     )
+    step_timeout: Seconds = Field(
+        default=timedelta(minutes=2), ge=timedelta(seconds=1), validation_alias="SD_STEP_TIMEOUT"
+    )
+    load_timeout: Seconds = Field(
+        default=timedelta(minutes=10), ge=timedelta(seconds=1), validation_alias="SD_LOAD_TIMEOUT"
+    )
     max_result_bytes: int = Field(
         default=32 * 2**20, ge=2**20, validation_alias="SD_MAX_RESULT_BYTES"
     )

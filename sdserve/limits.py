@@ -1,6 +1,6 @@
 """How much the store takes: bounds that hold for all apps together. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 
@@ -24,4 +24,4 @@ class Limits:
 
     jobs: int = 10_000  # accepted and not ended, of all apps
     client_jobs: int = 1_000  # the same of one client; a nameless client has no bound of its own
-    results: ResultBudget = ResultBudget()
+    results: ResultBudget = field(default_factory=ResultBudget)

@@ -7,7 +7,7 @@ connection, so one definition serves the blocking and the asyncio client (store.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.resources import files
@@ -78,7 +78,7 @@ class Submit(Operation[Submitted]):
     queue_limit: int
     digest: str  # of the body as the client sent it, before drawn values such as the seed
     client: str = ""  # who asks; "" has no name
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     idempotency_key: str | None = None
     idempotency_ttl: timedelta = timedelta(hours=24)
     priority: int = 0

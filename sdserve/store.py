@@ -27,7 +27,7 @@ from redis.retry import Retry
 from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus
 from sdserve.checkpoints import ModelFile
-from sdserve.errors import StoreUnavailableError
+from sdserve.errors import StoreFullError, StoreUnavailableError
 from sdserve.operations import Drain, Operation, ViewApp, script_text
 
 Reply = TypeVar("Reply")
@@ -67,7 +67,7 @@ def store_errors() -> Generator[None]:
         yield
     except OutOfMemoryError as error:
         message = "Redis is full: wait until results expire, or raise its maxmemory."
-        raise StoreUnavailableError(message) from error
+        raise StoreFullError(message) from error
     except AuthenticationError as error:
         message = "Redis refuses the password in REDIS_URL: correct it."
         raise StoreUnavailableError(message) from error
@@ -156,8 +156,7 @@ class RedisJobStore:
     def unfinished(self) -> list[str]:
         """The apps that have jobs which have not ended, deployed or not."""
         with store_errors():
-            fields: Any = self._redis.hkeys(keys.LOAD)
-        return _apps_of(fields)
+            return _apps_of(self._redis.hkeys(keys.LOAD))
 
     def wish_replica(self, app: str, seconds: float) -> None:
         """Ask for a warm replica ahead of traffic, for so long."""
@@ -272,8 +271,8 @@ class AsyncJobStore:
         return [view.read(reply) for view, reply in zip(views, replies, strict=True)]
 
 
-def _apps_of(fields: list[bytes]) -> list[str]:
-    names = (field.decode().split(":", 1) for field in sorted(fields))
+def _apps_of(fields: Any) -> list[str]:
+    names: list[list[str]] = [field.decode().split(":", 1) for field in sorted(fields)]
     return [name[1] for name in names if name[0] == "app"]
 
 

@@ -232,8 +232,8 @@ def test_a_released_job_keeps_its_place_and_all_its_attempts(store: RedisJobStor
     first = store.run(submit(max_attempts=1)).job_id
     store.run(submit())
     job = claim(store)
-    assert store.run(Release(app=APP, job_id=job.id, fence=job.fence))
-    assert not store.run(Release(app=APP, job_id=job.id, fence=job.fence))
+    assert store.run(Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
+    assert not store.run(Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
     again = claim(store)
     assert (again.id, again.fence) == (first, 2)
 

@@ -216,7 +216,6 @@ class Finish(Operation[Ending]):
     job_ttl: timedelta
     results: ResultBudget
     result_keys: Sequence[str] = ()
-    result_bytes: Sequence[int] = ()  # of each key
     image_seeds: Sequence[int] = ()
     metrics: ComputeMetrics | None = None
     error: JobFailure | None = None
@@ -240,7 +239,7 @@ class Finish(Operation[Ending]):
         return [
             self.job_id, self.fence, self.status, json.dumps(meta),
             int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, round(self.seconds, 4),
-            *_budget(self.results), *self.result_bytes,
+            *_budget(self.results),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Ending:
@@ -389,7 +388,7 @@ class ViewApp(Operation[AppStatus]):
             replicas.append(presence)
             slots += fields["slots"] if presence.state is not AppState.LOADING else 0
         return AppStatus(
-            state=_app_state(replicas, slots, queued + running, broken=broken is not None),
+            state=app_state(replicas, slots, queued + running, broken=broken is not None),
             phase=replicas[0].phase if replicas else None,
             queued=queued,
             running=running,
@@ -460,9 +459,10 @@ def script_text(name: str) -> str:
     return f"{flags}\n{folder.joinpath('common.lua').read_text()}{body}"
 
 
-def _app_state(
+def app_state(
     replicas: Sequence[ReplicaPresence], slots: int, work: int, *, broken: bool
 ) -> AppState:
+    """What an app with these live replicas, ready slots and unfinished jobs can do."""
     if broken:
         return AppState.BROKEN
     if not replicas:

@@ -3,7 +3,7 @@
 -- asked first: the result is dropped), lost (a late writer: nothing changes).
 -- KEYS job lease app load results (image)*
 -- ARGV id fence status meta_json job_ttl_s channel seconds result_budget result_ttl_ms
---      result_keep_ms (bytes of image)*
+--      result_keep_ms
 local job, lease, app, load, results = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, fence = ARGV[1], ARGV[2]
 local held = redis.call('HMGET', job, 'status', 'attempt', 'cancel', 'ended_by')
@@ -20,7 +20,7 @@ if status == 'cancelled' then
 else
   redis.call('HSET', job, 'meta', ARGV[4])
   for i = 6, #KEYS do
-    local bytes = ARGV[5 + i]
+    local bytes = redis.call('STRLEN', KEYS[i])
     redis.call('PEXPIRE', KEYS[i], ARGV[9])
     redis.call('ZADD', results, now, bytes .. ' ' .. KEYS[i])
     redis.call('HINCRBY', load, 'bytes', bytes)

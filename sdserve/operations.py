@@ -387,6 +387,7 @@ class ViewApp(Operation[AppStatus]):
             )  # fmt: skip
             replicas.append(presence)
             slots += fields["slots"] if presence.state is not AppState.LOADING else 0
+        replicas.sort(key=lambda presence: presence.id)
         return AppStatus(
             state=app_state(replicas, slots, queued + running, broken=broken is not None),
             phase=replicas[0].phase if replicas else None,

@@ -85,9 +85,8 @@ class _App:
         return sorted(self.queue, key=lambda job_id: (self.queue[job_id], job_id))
 
     def live(self, now: float) -> list[tuple[ReplicaPresence, int]]:
-        return [
-            (presence, slots) for presence, slots, until in self.replicas.values() if until > now
-        ]
+        in_order = sorted(self.replicas.values(), key=lambda replica: replica[0].id)
+        return [(presence, slots) for presence, slots, until in in_order if until > now]
 
 
 class InMemoryJobStore:
@@ -388,8 +387,11 @@ class InMemoryJobStore:
         return record.status
 
     def _make_room(self, budget: ResultBudget, now: float) -> int:
-        oldest = sorted((stored, name) for name, (_, stored) in self._results.items())
-        for stored, name in oldest:
+        # Of the same age the order is that of the real one's entries.
+        oldest = sorted(
+            (stored, f"{size} {name}", name) for name, (size, stored) in self._results.items()
+        )
+        for stored, _, name in oldest:
             is_over = sum(size for size, _ in self._results.values()) > budget.bytes
             is_old = stored <= now - budget.keep.total_seconds()
             if stored <= now - budget.ttl.total_seconds() or (is_over and is_old):

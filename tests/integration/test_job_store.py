@@ -367,6 +367,7 @@ def test_a_queued_job_is_cancelled_at_once(world: World) -> None:
     job_id = world.submit().job_id
     assert world.cancel(job_id) is JobStatus.QUEUED
     assert world.view(job_id).status is JobStatus.CANCELLED
+    assert world.store.app_status(APP).queued == 0
     assert world.run(Claim(app=APP, replica="r", count=1, lease=LEASE)) == []
 
 

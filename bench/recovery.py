@@ -24,6 +24,7 @@ from sdserve.apps import AppSpec, AppState
 from sdserve.checkpoints import inspect_checkpoint
 from sdserve.generation import GenerationParams, ImageFormat
 from sdserve.jobs import Job, JobStatus, new_job_id
+from sdserve.limits import ResultBudget
 from sdserve.operations import Cancel, Submit, ViewJob
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
@@ -146,7 +147,7 @@ def _pull(spec: AppSpec, redis_url: str, lease: timedelta) -> None:
         redis_url=redis_url,
         lease=lease,
         job_ttl=HOUR,
-        result_ttl=HOUR,
+        results=ResultBudget(ttl=HOUR),
         max_result_bytes=2**25,
         stop_grace=HOUR,
         step_timeout=HOUR,

@@ -35,12 +35,17 @@ class Surroundings:
     @classmethod
     def of(cls, settings: Settings, redis_url: str) -> "Surroundings":
         return cls(
-            edge=EdgeSettings(redis_url=redis_url, job_ttl=settings.job_ttl, sync_wait=SYNC_WAIT),
+            edge=EdgeSettings(
+                redis_url=redis_url,
+                job_ttl=settings.job_ttl,
+                sync_wait=SYNC_WAIT,
+                limits=settings.limits,
+            ),
             replica=ReplicaSettings(
                 redis_url=redis_url,
                 lease=settings.lease,
                 job_ttl=settings.job_ttl,
-                result_ttl=settings.result_ttl,
+                results=settings.limits.results,
                 max_result_bytes=settings.max_result_bytes,
                 stop_grace=STOP_GRACE,
                 step_timeout=settings.step_timeout,

@@ -55,6 +55,7 @@ class Job:
     attempt: int = 0  # claims so far; the fence of the current one
     cancel_requested: bool = False
     owner: str | None = None  # replica id
+    client: str = ""  # who submitted it; "" has no name
     result_keys: tuple[str, ...] = ()  # one store key per image
     image_seeds: tuple[int, ...] = ()
     metrics: ComputeMetrics | None = None  # of a succeeded job
@@ -72,12 +73,16 @@ class ClaimedJob:
 
 
 def new_job_id() -> str:
-    """A UUIDv7 (RFC 9562 §5.7): 48 bits of Unix milliseconds, then 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10))
-    value = (milliseconds & (1 << 48) - 1) << 80 | random & (1 << 80) - 1
-    value = value & ~(0xF << 76) | 0x7 << 76  # version
-    value = value & ~(0x3 << 62) | 0x2 << 62  # variant
+    """A UUIDv7 (RFC 9562 §5.7): Unix milliseconds, 12 bits of a fraction of one, 62 random bits.
+
+    The fraction (§6.2, method 3) keeps the order of jobs that one process makes in a millisecond:
+    among jobs with equal rights the smaller id runs first.
+    """
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    fraction = (rest << 12) // 1_000_000
+    random = int.from_bytes(os.urandom(8)) >> 2
+    version, variant = 0x7, 0x2
+    value = (milliseconds << 16 | version << 12 | fraction) << 64 | variant << 62 | random
     return str(UUID(int=value))
 
 

@@ -9,12 +9,13 @@ from sdserve.checkpoints import Checkpoint, ModelFile, inspect_checkpoint
 from sdserve.families import Family, GenerationDefaults, Kind
 from sdserve.generation import ComputeMetrics, GenerationParams, ImageFormat
 from sdserve.jobs import new_job_id
+from sdserve.limits import ResultBudget
 from sdserve.operations import Finish, Submit
 from workers.replica_settings import ReplicaSettings
 
 APP = "sd-test"
 JOB_TTL = timedelta(hours=1)
-RESULT_TTL = timedelta(minutes=30)
+RESULTS = ResultBudget(ttl=timedelta(minutes=30))
 LEASE = timedelta(seconds=10)
 
 DEFAULTS = GenerationDefaults(
@@ -84,7 +85,7 @@ def replica_settings(redis_url: str, **changes: Any) -> ReplicaSettings:
         "redis_url": redis_url,
         "lease": timedelta(seconds=5),
         "job_ttl": JOB_TTL,
-        "result_ttl": RESULT_TTL,
+        "results": RESULTS,
         "max_result_bytes": 2**20,
         "stop_grace": timedelta(seconds=30),
         "step_timeout": timedelta(minutes=2),
@@ -112,6 +113,6 @@ def finish(job_id: str, fence: int, status: Any, **changes: Any) -> Finish:
         "fence": fence,
         "status": status,
         "job_ttl": JOB_TTL,
-        "result_ttl": RESULT_TTL,
+        "results": RESULTS,
     }
     return Finish(**{**fields, **changes})

@@ -131,7 +131,7 @@ class Finisher:
             status=status,
             error=error,
             job_ttl=self._settings.job_ttl,
-            result_ttl=self._settings.result_ttl,
+            results=self._settings.results,
             result_keys=result_keys or [],
             image_seeds=image_seeds or [],
             metrics=metrics,

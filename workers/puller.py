@@ -316,7 +316,12 @@ class Puller:
             runs = list(self._active)
             self._active.clear()
         for run in runs:
-            release = Release(app=self._spec.name, job_id=run.job.id, fence=run.job.fence)
+            release = Release(
+                app=self._spec.name,
+                job_id=run.job.id,
+                fence=run.job.fence,
+                job_ttl=self._settings.job_ttl,
+            )
             try:
                 self._store.run(release)
             except StoreUnavailableError as error:

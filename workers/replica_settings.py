@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sdserve.limits import ResultBudget
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSettings:
@@ -11,7 +13,7 @@ class ReplicaSettings:
     redis_url: str
     lease: timedelta
     job_ttl: timedelta
-    result_ttl: timedelta
+    results: ResultBudget
     max_result_bytes: int
     stop_grace: timedelta  # how long a running job may go on once the replica is told to stop
     step_timeout: timedelta  # of one picture's step or decode on a GPU; then the replica hangs

@@ -93,7 +93,7 @@ class Startup:
             broken=True,
             spec=self._spec,
         )
-        patiently(lambda: self._store.run(drain))
+        patiently(lambda: self._store.drain(drain))
 
     def _on_phase(self, phase: str) -> None:
         self._heart.announce(AppState.LOADING, phase)

@@ -128,5 +128,8 @@ def test_a_puller_that_dies_ends_the_replica_with_it(store: RedisJobStore, redis
 def serve_process(pid: int) -> int:
     """Ray's process of the only replica: `pid` itself, or that which asked for `pid`."""
     processes = psutil.process_iter(["pid", "cmdline"])
-    (found,) = (p.pid for p in processes if f"ServeReplica:{APP}" in " ".join(p.cmdline()))
+    # `info` has None for what a zombie does not tell.
+    (found,) = (
+        p.pid for p in processes if f"ServeReplica:{APP}" in " ".join(p.info["cmdline"] or ())
+    )
     return found

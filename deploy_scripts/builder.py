@@ -40,6 +40,8 @@ class Surroundings:
                 job_ttl=settings.job_ttl,
                 sync_wait=SYNC_WAIT,
                 limits=settings.limits,
+                max_body_bytes=settings.max_body_bytes,
+                body_timeout=settings.body_timeout,
             ),
             replica=ReplicaSettings(
                 redis_url=redis_url,

@@ -23,7 +23,7 @@ STOP_GRACE = timedelta(minutes=10)  # for a job that runs when its replica is to
 SYNC_WAIT = timedelta(seconds=60)
 # Per ingress process. One more would wait in Serve's proxy, and health checks, submissions and
 # cancels with it: so far more than the long polls that are to be held (bench/waiters.py).
-MAX_HELD_REQUESTS = 10_000
+MAX_HELD_REQUESTS = 5_000
 LIGHT = {"num_cpus": 0}  # an ingress waits for Redis nearly all of its time
 
 

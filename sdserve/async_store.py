@@ -27,8 +27,8 @@ Reply = TypeVar("Reply")
 ANSWER_LIMIT = 0.8
 IMAGES_LIMIT = 10.0  # seconds; tens of megabytes over a network
 # Beyond so many, more connections make nothing faster: Redis and this process have a thread each.
-CONNECTIONS = 32
-LATE_LOOP = 0.05  # seconds
+CONNECTIONS = 16
+SLICES = 8  # of a time limit
 
 
 def connect_async(url: str, *, limit: float = IMAGES_LIMIT) -> "aioredis.Redis":
@@ -44,15 +44,15 @@ def connect_async(url: str, *, limit: float = IMAGES_LIMIT) -> "aioredis.Redis":
 class AsyncJobStore:
     """The job store over an asyncio client. Every call raises StoreUnavailableError.
 
-    Calls take turns on the connections. When one finds Redis away, those that wait for their turn
-    do not try it again one after the other: they fail with it.
+    Calls take turns on the connections. While Redis is away, those that had to wait for their turn
+    do not try it again one after the other.
     """
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self._redis = redis
         self._scripts: dict[str, AsyncScript] = {}
         self._turns = asyncio.Semaphore(CONNECTIONS)
-        self._times_away = 0
+        self._is_away = False  # as the latest call found it
 
     async def run(self, operation: Operation[Reply]) -> Reply:
         """Run one operation."""
@@ -100,18 +100,20 @@ class AsyncJobStore:
         return [view.read(reply) for view, reply in zip(views, replies, strict=True)]
 
     async def _ask(self, call: Callable[[], Awaitable[Any]], limit: float = ANSWER_LIMIT) -> Any:
-        times_away = self._times_away
+        has_waited = self._turns.locked()
         async with self._turns:
-            if self._times_away != times_away:
+            if has_waited and self._is_away:
                 raise StoreUnavailableError("Redis does not answer: retry soon.")
             try:
                 with store_errors():
-                    return await _within(limit, call())
+                    reply = await _within(limit, call())
             except StoreFullError:
                 raise
             except StoreUnavailableError:
-                self._times_away += 1
+                self._is_away = True
                 raise
+            self._is_away = False
+            return reply
 
 
 async def _within(limit: float, call: Awaitable[Any]) -> Any:
@@ -122,12 +124,12 @@ async def _within(limit: float, call: Awaitable[Any]) -> Any:
     """
     asking = asyncio.ensure_future(call)
     try:
-        await asyncio.wait({asking}, timeout=limit)
-        if not asking.done():
-            # It may be this loop that was late: what has arrived meanwhile is still to be read.
-            await asyncio.wait({asking}, timeout=LATE_LOOP)
-        if not asking.done():
-            raise TimeoutError(f"no answer within {limit} s")
-        return asking.result()
+        # A loop that is late, under a burst or on a starved machine, is not a Redis that is away:
+        # each slice lets the loop run once more, and what has arrived be read.
+        for _ in range(SLICES):
+            await asyncio.wait({asking}, timeout=limit / SLICES)
+            if asking.done():
+                return asking.result()
+        raise TimeoutError(f"no answer within {limit} s")
     finally:
         asking.cancel()

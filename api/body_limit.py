@@ -1,4 +1,7 @@
-"""Bodies that are too large or come too slowly are refused before anything parses them. ASGI."""
+"""Bodies that are too large or come too slowly are refused before anything parses them. ASGI.
+
+FastAPI's own `max_body_size` would do for the first, in plain words of its own; it knows no clock.
+"""
 
 import asyncio
 from collections.abc import Iterator

@@ -26,8 +26,8 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Outcome]) -> O
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        leaving.result()
-        raise ClientGoneError
+        # Serve's proxy tells it by an error too: however listening ends, nobody hears us any more.
+        raise ClientGoneError from leaving.exception()
     finally:
         working.cancel()
         leaving.cancel()

@@ -10,6 +10,7 @@ from redis import Redis
 from starlette.types import Message
 
 from api.edge import Edge
+from api.hang_up import ClientGoneError
 from api.ingress import create_app
 from sdserve.apps import AppState
 from sdserve.jobs import JobStatus
@@ -103,7 +104,8 @@ async def test_a_request_that_serve_cancels_cancels_its_job(redis_url: str, worl
     assert world.view(accepted.job_id).status is JobStatus.CANCELLED
 
 
-async def test_a_connection_that_fails_is_no_hang_up(redis_url: str, world: World) -> None:
+async def test_a_connection_that_fails_is_a_hang_up(redis_url: str, world: World) -> None:
+    """Serve's proxy tells of it in three ways, whichever is first; so does its death."""
     edge = Edge(edge_settings(redis_url))
     async with edge.running(APP):
         accepted = world.submit()
@@ -111,6 +113,6 @@ async def test_a_connection_that_fails_is_no_hang_up(redis_url: str, world: Worl
         async def receive() -> Any:
             raise ConnectionError("the proxy died")
 
-        with pytest.raises(ConnectionError):
+        with pytest.raises(ClientGoneError):
             await edge.wait_for(receive, APP, accepted.job_id, 60)
-    assert world.view(accepted.job_id).status is JobStatus.QUEUED
+    assert world.view(accepted.job_id).status is JobStatus.CANCELLED

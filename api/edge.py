@@ -2,28 +2,26 @@
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from redis import asyncio as aioredis
 from redis.exceptions import RedisError
+from starlette.types import Receive
 
-from sdserve import keys
+from api.hang_up import ClientGoneError, unless_gone
+from api.job_events import JobEvents
 from sdserve.apps import AppStatus
+from sdserve.async_store import AsyncJobStore, connect_async
 from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
 from sdserve.generation import EncodedImage
 from sdserve.jobs import Job, JobStatus, is_job_id
 from sdserve.limits import Limits
-from sdserve.operations import Reap, ViewApp, ViewJob
-from sdserve.store import AsyncJobStore, connect_async
+from sdserve.operations import Cancel, Reap, ViewApp, ViewJob
 
 log = logging.getLogger(__name__)
 
-# A lost pub/sub message (a Redis restart) must cost a look, never a hang.
-SAFETY_LOOK = 2.0  # seconds
 REAP_INTERVAL = 1.0  # seconds
 
 
@@ -35,22 +33,25 @@ class EdgeSettings:
     job_ttl: timedelta
     sync_wait: timedelta  # how long a synchronous request is held before it becomes a 202
     limits: Limits = field(default_factory=Limits)
+    max_body_bytes: int = 2**20
+    body_timeout: timedelta = timedelta(seconds=10)  # for all of a body to arrive
 
 
 class Edge:
-    """The store, and one subscription that wakes whoever waits for a job."""
+    """The store, and the events that wake whoever waits for a job."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self.settings = settings
         self._redis = connect_async(settings.redis_url)
         self.store = AsyncJobStore(self._redis)
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._events = JobEvents(settings.redis_url, self.job)
+        self._chores = set[asyncio.Task[None]]()  # what outlives its request
 
     @asynccontextmanager
     async def running(self, app: str | None = None) -> AsyncGenerator[None]:
         """Listen, and take back run-out leases of `app` (None: of all), while we serve."""
         tasks = [
-            asyncio.create_task(self._listen(), name="events"),
+            asyncio.create_task(self._events.listen(), name="events"),
             asyncio.create_task(self._reap(app), name="reap"),
         ]
         try:
@@ -58,7 +59,7 @@ class Edge:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *self._chores, return_exceptions=True)
             await self._redis.aclose()
 
     async def job(self, job_id: str) -> Job:
@@ -73,23 +74,31 @@ class Edge:
 
     async def wait(self, job_id: str, seconds: float) -> Job:
         """The job once it is final, or as it stands after `seconds`."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        changed = asyncio.Event()
-        # Registered before the look: an end between the two would be missed otherwise.
-        self._waiting[job_id].add(changed)
+        return await self._events.wait(job_id, seconds)
+
+    async def wait_for(self, receive: Receive, app: str, job_id: str, seconds: float) -> Job:
+        """As `wait`, for a client who alone wants the job: it is cancelled when he hangs up.
+
+        Raises:
+            ClientGoneError: he did.
+        """
         try:
-            while True:
-                changed.clear()
-                job = await self.job(job_id)
-                left = deadline - asyncio.get_running_loop().time()
-                if job.status.is_final or left <= 0:
-                    return job
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), min(left, SAFETY_LOOK))
-        finally:
-            self._waiting[job_id].discard(changed)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+            return await unless_gone(receive, self.wait(job_id, seconds))
+        except (ClientGoneError, asyncio.CancelledError):
+            # Serve's proxy cancels this very task: what is left to do needs one of its own.
+            chore = asyncio.create_task(self._cancel(app, job_id))
+            self._chores.add(chore)
+            chore.add_done_callback(self._chores.discard)
+            raise
+
+    async def _cancel(self, app: str, job_id: str) -> None:
+        cancel = Cancel(app=app, job_id=job_id, job_ttl=self.settings.job_ttl)
+        try:
+            was = await self.store.run(cancel)
+        except StoreUnavailableError as error:
+            log.warning("%s: its client hung up, it runs on: %s", job_id, error)
+        else:
+            log.info("%s: its client hung up while it was %s: cancelled", job_id, was)
 
     async def app_of(self, job: Job) -> AppStatus | None:
         """The state of the job's app while that matters to the job."""
@@ -120,26 +129,6 @@ class Edge:
             raise JobExpiredError(job_id)
         media_type = job.params.format.media_type
         return EncodedImage(data=blobs[0], media_type=media_type, seed=job.image_seeds[number])
-
-    async def _listen(self) -> None:
-        # A connection of its own without a reply time-out: silence is normal on it.
-        redis = connect_async(self.settings.redis_url, reply_timeout=None)
-        try:
-            while True:
-                try:
-                    await self._wake_waiters(redis)
-                except (RedisError, OSError) as error:
-                    log.warning("job events interrupted (%s); listening again in 0.5 s", error)
-                    await asyncio.sleep(0.5)
-        finally:
-            await redis.aclose()
-
-    async def _wake_waiters(self, redis: "aioredis.Redis") -> None:
-        async with redis.pubsub(ignore_subscribe_messages=True) as events:
-            await events.psubscribe(keys.CHANNEL + "*")
-            async for message in events.listen():
-                for waiter in self._waiting.get(message["data"].decode(), ()):
-                    waiter.set()
 
     async def _reap(self, only: str | None) -> None:
         """Replicas reap too; the edge does it when an app has none left, or is deleted."""

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from api.body_limit import BodyLimit
 from api.edge import Edge, EdgeSettings
 from api.job_routes import JobRoutes
 from api.problems import install, problem_responses
@@ -29,6 +30,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         lifespan=lifespan,
     )
     install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
     app.include_router(JobRoutes(edge).router())
 
     @app.get("/v1/models", tags=["models"], responses=problem_responses(500, 503))

@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Response
+from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.body_limit import BodyLimit
 from api.edge import Edge, EdgeSettings
 from api.estimate import full_queue_retry_after, retry_after
+from api.hang_up import ClientGoneError
 from api.job_routes import JobRoutes
 from api.preferences import Preference, idempotency_key, preference, raw_format
 from api.problems import HttpProblemError, install, problem, problem_responses
@@ -43,6 +45,8 @@ from sdserve.generation import ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus, new_job_id
 from sdserve.operations import Admission, Submit, Submitted, ViewApp
 
+CLIENT_GONE = 499  # nobody reads it; access logs know it by this number
+
 Prefer = Annotated[str | None, Header(description="respond-async, wait=N (RFC 7240)")]
 Accept = Annotated[str | None, Header(description="image/png, jpeg or webp: raw bytes on a 200")]
 IdempotencyKey = Annotated[
@@ -52,7 +56,7 @@ IdempotencyKey = Annotated[
 _GENERATE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}},
     202: {"model": JobResponse, "description": "cold or busy: poll the job"},
-    **problem_responses(400, 406, 409, 422, 429, 500, 503),
+    **problem_responses(400, 406, 408, 409, 413, 422, 429, 500, 503),
 }
 
 
@@ -72,6 +76,7 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
         lifespan=lifespan,
     )
     install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
     front = Ingress(spec, edge)
     app.post(
         "/v1/generate",
@@ -98,6 +103,7 @@ class Ingress:
     async def generate(
         self,
         body: GenerateRequest,
+        request: Request,
         prefer: Prefer = None,
         accept: Accept = None,
         key: IdempotencyKey = None,
@@ -120,7 +126,17 @@ class Ingress:
                 priority=body.priority,
             )
         )
-        job = await self._edge.wait(submitted.job_id, self._hold(wanted, submitted))
+        hold = self._hold(wanted, submitted)
+        if key is not None or hold == 0:
+            # He may come back for it, by its key or by its id.
+            job = await self._edge.wait(submitted.job_id, hold)
+        else:
+            try:
+                job = await self._edge.wait_for(
+                    request.receive, self._spec.name, submitted.job_id, hold
+                )
+            except ClientGoneError:
+                return Response(status_code=CLIENT_GONE)
         response = await self._answer(job, raw)
         response.headers["X-Job-Id"] = job.id
         if wanted.applied:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:sdserve:problem:"
 STORE_RETRY_AFTER = 5  # seconds
+MAX_ERRORS, MAX_NAME = 20, 100  # fields named in one answer, characters of a name
 
 _STATUS: list[tuple[type[SdServeError], int]] = [
     (InvalidParameterError, 422),
@@ -127,7 +128,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [FieldProblem(field=_field(item), message=item["msg"]) for item in error.errors()]
+        # A body of a megabyte can have a hundred thousand faults; a person reads a few.
+        errors = [
+            FieldProblem(field=_field(item)[:MAX_NAME], message=item["msg"])
+            for item in error.errors()[:MAX_ERRORS]
+        ]
         detail = "; ".join(f"{item.field}: {item.message}" for item in errors)
         return problem(422, "invalid_request", detail, errors=errors)
 

@@ -21,7 +21,9 @@ from workers.replica_settings import ReplicaSettings
 STOP_MARGIN = timedelta(seconds=30)
 STOP_GRACE = timedelta(minutes=10)  # for a job that runs when its replica is told to stop
 SYNC_WAIT = timedelta(seconds=60)
-MAX_HELD_REQUESTS = 1000  # per ingress process; long polls are cheap there
+# Per ingress process. One more would wait in Serve's proxy, and health checks, submissions and
+# cancels with it: so far more than the long polls that are to be held (bench/waiters.py).
+MAX_HELD_REQUESTS = 5_000
 LIGHT = {"num_cpus": 0}  # an ingress waits for Redis nearly all of its time
 
 
@@ -40,6 +42,8 @@ class Surroundings:
                 job_ttl=settings.job_ttl,
                 sync_wait=SYNC_WAIT,
                 limits=settings.limits,
+                max_body_bytes=settings.max_body_bytes,
+                body_timeout=settings.body_timeout,
             ),
             replica=ReplicaSettings(
                 redis_url=redis_url,

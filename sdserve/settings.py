@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     result_min_ttl: Seconds = Field(
         default=timedelta(minutes=5), ge=timedelta(0), validation_alias="SD_RESULT_MIN_TTL"
     )
+    max_body_bytes: int = Field(default=2**20, ge=2**10, validation_alias="SD_MAX_BODY_BYTES")
+    body_timeout: Seconds = Field(
+        default=timedelta(seconds=10), ge=timedelta(seconds=1), validation_alias="SD_BODY_TIMEOUT"
+    )
     max_jobs: int = Field(default=10_000, ge=1, validation_alias="SD_MAX_JOBS")
     max_jobs_per_key: int = Field(default=1_000, ge=1, validation_alias="SD_MAX_JOBS_PER_KEY")
 

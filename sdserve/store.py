@@ -1,7 +1,7 @@
-"""The job store: operations run on Redis by a blocking or an asyncio client.
+"""The job store: operations run on Redis by a blocking client.
 
-Replicas, tasks and commands block; the HTTP edge does not. All policy is in the operations and
-their scripts; this is the I/O.
+Replicas, tasks and commands block; the HTTP edge does not (async_store.py). All policy is in the
+operations and their scripts; this is the I/O.
 """
 
 from collections.abc import Generator, Sequence
@@ -10,10 +10,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from redis import Redis
-from redis import asyncio as aioredis
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
-from redis.commands.core import AsyncScript, Script
+from redis.commands.core import Script
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -46,17 +44,6 @@ def connect(url: str, *, reply_timeout: float = REPLY_TIMEOUT) -> Redis:
         socket_timeout=reply_timeout,
         health_check_interval=30,
         retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),
-    )
-
-
-def connect_async(url: str, *, reply_timeout: float | None = REPLY_TIMEOUT) -> "aioredis.Redis":
-    """An asyncio client with short time-outs and one retry."""
-    return aioredis.Redis.from_url(
-        url,
-        socket_connect_timeout=CONNECT_TIMEOUT,
-        socket_timeout=reply_timeout,
-        health_check_interval=30,
-        retry=AsyncRetry(ExponentialBackoff(cap=0.1, base=0.02), 1),
     )
 
 
@@ -156,7 +143,7 @@ class RedisJobStore:
     def unfinished(self) -> list[str]:
         """The apps that have jobs which have not ended, deployed or not."""
         with store_errors():
-            return _apps_of(self._redis.hkeys(keys.LOAD))
+            return apps_of(self._redis.hkeys(keys.LOAD))
 
     def wish_replica(self, app: str, seconds: float) -> None:
         """Ask for a warm replica ahead of traffic, for so long."""
@@ -184,7 +171,7 @@ class RedisJobStore:
     def sha256s(self, files: Sequence[ModelFile]) -> list[str | None]:
         """The SHA-256 of each file in hexadecimal, where it is known yet."""
         with store_errors():
-            return _texts(self._redis.hmget(keys.SHA256, list(map(str, files))))
+            return texts(self._redis.hmget(keys.SHA256, list(map(str, files))))
 
     def note_sha256(self, file: ModelFile, sha256: str) -> None:
         with store_errors():
@@ -216,65 +203,12 @@ class RedisJobStore:
         return len(gone)
 
 
-class AsyncJobStore:
-    """The job store over an asyncio client."""
-
-    def __init__(self, redis: "aioredis.Redis") -> None:
-        self._redis = redis
-        self._scripts: dict[str, AsyncScript] = {}
-
-    async def run(self, operation: Operation[Reply]) -> Reply:
-        """Run one operation.
-
-        Raises:
-            StoreUnavailableError: Redis is away or full.
-        """
-        name = operation.script
-        if name not in self._scripts:
-            self._scripts[name] = self._redis.register_script(script_text(name))
-        with store_errors():
-            reply: Any = await self._scripts[name](keys=operation.keys, args=operation.arguments)
-        return operation.read(reply)
-
-    async def results(self, names: Sequence[str]) -> list[bytes | None]:
-        """The images behind these keys; None for one that has expired."""
-        with store_errors():
-            images: Any = await self._redis.mget(list(names)) if names else []
-        return images
-
-    async def apps(self) -> dict[str, AppSpec]:
-        with store_errors():
-            texts: Any = await self._redis.hgetall(keys.APPS)
-        return {name.decode(): AppSpec.from_json(text) for name, text in sorted(texts.items())}
-
-    async def unfinished(self) -> list[str]:
-        """The apps that have jobs which have not ended, deployed or not."""
-        with store_errors():
-            return _apps_of(await self._redis.hkeys(keys.LOAD))
-
-    async def sha256s(self, files: Sequence[ModelFile]) -> list[str | None]:
-        """The SHA-256 of each file in hexadecimal, where it is known yet."""
-        if not files:
-            return []
-        with store_errors():
-            return _texts(await self._redis.hmget(keys.SHA256, list(map(str, files))))
-
-    async def statuses(self, apps: Sequence[str]) -> list[AppStatus]:
-        """The state of several apps in one round trip."""
-        views = [ViewApp(app=app) for app in apps]
-        text = script_text(ViewApp.script)
-        with store_errors():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for view in views:
-                    pipe.eval(text, len(view.keys), *view.keys, *view.arguments)
-                replies: list[Any] = await pipe.execute()
-        return [view.read(reply) for view, reply in zip(views, replies, strict=True)]
-
-
-def _apps_of(fields: Any) -> list[str]:
+def apps_of(fields: Any) -> list[str]:
+    """The names of apps among the fields of `keys.LOAD`."""
     names: list[list[str]] = [field.decode().split(":", 1) for field in sorted(fields)]
     return [name[1] for name in names if name[0] == "app"]
 
 
-def _texts(values: Any) -> list[str | None]:
+def texts(values: Any) -> list[str | None]:
+    """Redis' bytes as text."""
     return [value.decode() if value else None for value in values]

@@ -1,5 +1,6 @@
 """A whole stack of our own: Redis, Ray with Serve, the gateway; driven as a user drives it."""
 
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.acceptance.server import Server
@@ -41,6 +43,11 @@ class Stack:
     def add_model(self, name: str) -> Path:
         """Put a demo checkpoint into the models folder."""
         return Path(shutil.copy(DEMO_MODELS / f"{name}.safetensors", self.models))
+
+    def processes(self) -> list[psutil.Process]:
+        """All of Ray's, Serve's and ours on this stack's cluster."""
+        record = Path(self.environment["SD_STATE_DIR"]) / "ray.json"
+        return psutil.Process(json.loads(record.read_text())["pid"]).children(recursive=True)
 
     def stack(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "deploy_scripts.stack", *arguments)

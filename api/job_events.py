@@ -1,0 +1,102 @@
+"""The end of jobs, as Redis tells it: one subscription and one look for all who wait.
+
+Waiting costs Redis nothing: no connection and no polling of one's own.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redis.asyncio.client import PubSub
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004 (redis-py's own name)
+    RedisError,
+)
+
+from sdserve import keys
+from sdserve.async_store import connect_async
+from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
+from sdserve.jobs import Job
+
+log = logging.getLogger(__name__)
+
+SILENCE = 1.0  # seconds after which Redis is asked whether it is there, and again until it is not
+RETRY_INTERVAL = 0.5  # seconds
+
+Look = Callable[[str], Awaitable[Job]]
+
+
+class JobEvents:
+    """Wakes whoever waits for a job."""
+
+    def __init__(self, redis_url: str, look: Look) -> None:
+        self._redis_url = redis_url
+        self._look = look
+        self._waiting: defaultdict[str, set[asyncio.Future[Job]]] = defaultdict(set)
+
+    async def wait(self, job_id: str, seconds: float) -> Job:
+        """The job once it is final, or as it stands after `seconds`.
+
+        While Redis is away this waits on: the job has been accepted, and Redis may come back.
+        """
+        end: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        # Registered before the look: an end between the two would be missed otherwise.
+        self._waiting[job_id].add(end)
+        try:
+            job = await self._look(job_id)
+            if job.status.is_final or seconds <= 0:
+                return job
+            await asyncio.wait({end}, timeout=seconds)
+            return end.result() if end.done() else await self._look(job_id)
+        finally:
+            self._waiting[job_id].discard(end)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
+
+    async def listen(self) -> None:
+        """Follow the events for ever, over restarts of Redis and dead connections."""
+        redis = connect_async(self._redis_url, limit=SILENCE)
+        try:
+            while True:
+                try:
+                    async with redis.pubsub() as events:
+                        await self._follow(events)
+                except (RedisError, OSError, StoreUnavailableError) as error:
+                    log.warning("job events interrupted (%s): listening again soon", error)
+                    await asyncio.sleep(RETRY_INTERVAL)
+        finally:
+            await redis.aclose()
+
+    async def _follow(self, events: PubSub) -> None:
+        await events.psubscribe(keys.CHANNEL + "*")
+        is_asked = False
+        while True:
+            message: dict[str, Any] | None = await events.get_message(timeout=SILENCE)
+            if message is None:
+                # A connection whose other end is gone without a word looks like silence.
+                if is_asked:
+                    raise ConnectionError("Redis is silent")
+                await events.ping()
+                is_asked = True
+                continue
+            is_asked = False
+            if message["type"] == "psubscribe":
+                # What ended before this moment was told to nobody.
+                for job_id in list(self._waiting):
+                    await self._tell(job_id)
+            elif message["type"] == "pmessage":
+                await self._tell(message["data"].decode())
+
+    async def _tell(self, job_id: str) -> None:
+        if job_id not in self._waiting:
+            return
+        try:
+            job = await self._look(job_id)
+        except (JobNotFoundError, JobExpiredError):
+            return  # forgotten with those who wait: they see it at their own last look
+        if job.status.is_final:
+            for end in self._waiting.get(job_id, ()):
+                if not end.done():
+                    end.set_result(job)

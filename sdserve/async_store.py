@@ -1,0 +1,135 @@
+"""The job store of the HTTP edge: operations run on Redis by an asyncio client.
+
+Thousands of requests share a few connections, and a Redis that is away is known within a second.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import TimeoutError  # noqa: A004 (redis-py's own name)
+
+from sdserve import keys
+from sdserve.apps import AppSpec, AppStatus
+from sdserve.checkpoints import ModelFile
+from sdserve.errors import StoreFullError, StoreUnavailableError
+from sdserve.operations import Operation, ViewApp, script_text
+from sdserve.store import apps_of, store_errors, texts
+
+Reply = TypeVar("Reply")
+
+# Seconds for one operation with its connection and its retry: with the rest of a request, a client
+# hears of a Redis that is away within one.
+ANSWER_LIMIT = 0.8
+IMAGES_LIMIT = 10.0  # seconds; tens of megabytes over a network
+# Beyond so many, more connections make nothing faster: Redis and this process have a thread each.
+CONNECTIONS = 16
+SLICES = 8  # of a time limit
+
+
+def connect_async(url: str, *, limit: float = IMAGES_LIMIT) -> "aioredis.Redis":
+    """An asyncio client with one retry; `limit` seconds for a connection and for each reply."""
+    return aioredis.Redis.from_url(
+        url,
+        socket_connect_timeout=limit,
+        socket_timeout=limit,
+        retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),
+    )
+
+
+class AsyncJobStore:
+    """The job store over an asyncio client. Every call raises StoreUnavailableError.
+
+    Calls take turns on the connections. While Redis is away, those that had to wait for their turn
+    do not try it again one after the other.
+    """
+
+    def __init__(self, redis: "aioredis.Redis") -> None:
+        self._redis = redis
+        self._scripts: dict[str, AsyncScript] = {}
+        self._turns = asyncio.Semaphore(CONNECTIONS)
+        self._is_away = False  # as the latest call found it
+
+    async def run(self, operation: Operation[Reply]) -> Reply:
+        """Run one operation."""
+        name = operation.script
+        if name not in self._scripts:
+            self._scripts[name] = self._redis.register_script(script_text(name))
+        script = self._scripts[name]
+        reply = await self._ask(lambda: script(keys=operation.keys, args=operation.arguments))
+        return operation.read(reply)
+
+    async def results(self, names: Sequence[str]) -> list[bytes | None]:
+        """The images behind these keys; None for one that has expired."""
+        if not names:
+            return []
+        return await self._ask(lambda: self._redis.mget(list(names)), limit=IMAGES_LIMIT)
+
+    async def apps(self) -> dict[str, AppSpec]:
+        """What is deployed, by name."""
+        found: dict[bytes, bytes] = await self._ask(lambda: self._redis.hgetall(keys.APPS))
+        return {name.decode(): AppSpec.from_json(text) for name, text in sorted(found.items())}
+
+    async def unfinished(self) -> list[str]:
+        """The apps that have jobs which have not ended, deployed or not."""
+        return apps_of(await self._ask(lambda: self._redis.hkeys(keys.LOAD)))
+
+    async def sha256s(self, files: Sequence[ModelFile]) -> list[str | None]:
+        """The SHA-256 of each file in hexadecimal, where it is known yet."""
+        if not files:
+            return []
+        names = list(map(str, files))
+        return texts(await self._ask(lambda: self._redis.hmget(keys.SHA256, names)))
+
+    async def statuses(self, apps: Sequence[str]) -> list[AppStatus]:
+        """The state of several apps in one round trip."""
+        views = [ViewApp(app=app) for app in apps]
+        text = script_text(ViewApp.script)
+
+        async def view_all() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for view in views:
+                    pipe.eval(text, len(view.keys), *view.keys, *view.arguments)
+                return await pipe.execute()
+
+        replies: list[Any] = await self._ask(view_all)
+        return [view.read(reply) for view, reply in zip(views, replies, strict=True)]
+
+    async def _ask(self, call: Callable[[], Awaitable[Any]], limit: float = ANSWER_LIMIT) -> Any:
+        has_waited = self._turns.locked()
+        async with self._turns:
+            if has_waited and self._is_away:
+                raise StoreUnavailableError("Redis does not answer: retry soon.")
+            try:
+                with store_errors():
+                    reply = await _within(limit, call())
+            except StoreFullError:
+                raise
+            except StoreUnavailableError:
+                self._is_away = True
+                raise
+            self._is_away = False
+            return reply
+
+
+async def _within(limit: float, call: Awaitable[Any]) -> Any:
+    """The outcome of `call`.
+
+    Raises:
+        TimeoutError: Redis', there is none after `limit` seconds.
+    """
+    asking = asyncio.ensure_future(call)
+    try:
+        # A loop that is late, under a burst or on a starved machine, is not a Redis that is away:
+        # each slice lets the loop run once more, and what has arrived be read.
+        for _ in range(SLICES):
+            await asyncio.wait({asking}, timeout=limit / SLICES)
+            if asking.done():
+                return asking.result()
+        raise TimeoutError(f"no answer within {limit} s")
+    finally:
+        asking.cancel()

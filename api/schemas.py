@@ -58,8 +58,9 @@ class GenerateRequest(BaseModel):
                 message = f"{pixels} is outside {defaults.min_size}..{defaults.max_size} pixels"
                 raise InvalidParameterError(field, message)
         scheduler = self.scheduler or defaults.scheduler
-        if scheduler not in SCHEDULERS:
-            message = f"'{scheduler}' is unknown; choose one of {', '.join(SCHEDULERS)}"
+        if scheduler not in defaults.schedulers:
+            known = "does not suit this model" if scheduler in SCHEDULERS else "is unknown"
+            message = f"'{scheduler}' {known}; choose one of {', '.join(defaults.schedulers)}"
             raise InvalidParameterError("scheduler", message)
         steps = self.num_inference_steps or defaults.steps
         if steps > MAX_STEPS.get(scheduler, steps):
@@ -208,7 +209,7 @@ class ModelBody(BaseModel):
                 "guidance_scale": defaults.guidance_scale,
                 "scheduler": defaults.scheduler,
             },
-            schedulers=list(SCHEDULERS),
+            schedulers=list(defaults.schedulers),
             limits={
                 "min_size": defaults.min_size,
                 "max_size": defaults.max_size,

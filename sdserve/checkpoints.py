@@ -1,20 +1,28 @@
 """A checkpoint on disk: what it is and what its requests default to. Reads headers; no torch."""
 
 import logging
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdserve.detection import TEXT_ENCODERS, detect, missing_text_encoders, vae_prefix
+from sdserve.detection import detect
 from sdserve.errors import CheckpointError, UnsupportedCheckpointError
 from sdserve.families import (
-    SCHEDULERS,
     Distillation,
     Family,
     GenerationDefaults,
     Kind,
     defaults_of,
 )
+from sdserve.layout import (
+    POSITIONS,
+    TEXT_ENCODERS,
+    Shapes,
+    missing_text_encoders,
+    vae_prefix,
+)
+from sdserve.other_files import USE_INCLUDING_CLIPS, USE_WHOLE, in_words
 from sdserve.safetensors_header import SafetensorsHeader, read_header
 from sdserve.sidecar import Sidecar, read_sidecar
 
@@ -79,13 +87,14 @@ def inspect_checkpoint(path: Path) -> tuple[Checkpoint, GenerationDefaults]:
     path = path.parent.resolve() / path.name
     header, sidecar = read_header(path), read_sidecar(path)
     kind = detect(path, header, sidecar)
+    _refuse_incomplete(path, kind.family, header.shapes, sidecar)
     checkpoint = Checkpoint(
         file=ModelFile.at(path),
         kind=kind,
-        vae=_vae(path, header, sidecar),
-        text_encoder=_text_encoder(path, kind.family, header, sidecar),
+        vae=_vae(path, sidecar),
+        text_encoder=_text_encoder(path, kind.family, sidecar),
     )
-    return checkpoint, _defaults(path, kind, header.metadata, sidecar)
+    return checkpoint, _defaults(path, kind, header, sidecar)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -109,10 +118,27 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for path in entries if path.suffix == ".safetensors" and not path.is_dir()]
 
 
-def _vae(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> ModelFile | None:
+def _refuse_incomplete(path: Path, family: Family, shapes: Shapes, sidecar: Sidecar) -> None:
+    """Name every part that neither the file nor its sidecar brings."""
+    parts: list[str] = []
+    keys: list[str] = []
+    if not sidecar.vae and vae_prefix(shapes) is None:
+        parts.append("no VAE")
+        keys.append("'vae: FILE.safetensors'")
+    missing = [] if sidecar.text_encoder else missing_text_encoders(family, shapes)
+    if missing:
+        parts += [f"no {TEXT_ENCODERS[family][prefix]}" for prefix in missing]
+        keys.append("'text_encoder: FILE.safetensors'")
+    if parts:
+        raise UnsupportedCheckpointError(
+            path,
+            f"it has {in_words(parts)}: {USE_INCLUDING_CLIPS if family.is_sd3 else USE_WHOLE}, or "
+            f"lend it what is missing with {in_words(keys)} in {path.stem}.yaml beside it.",
+        )
+
+
+def _vae(path: Path, sidecar: Sidecar) -> ModelFile | None:
     if sidecar.vae is None:
-        if vae_prefix(header.shapes) is None:
-            raise UnsupportedCheckpointError(path, _missing(path, "VAE", "vae"))
         return None
     lender = path.parent / sidecar.vae
     if vae_prefix(read_header(lender).shapes) is None:
@@ -124,13 +150,8 @@ def _vae(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> ModelFile |
     return ModelFile.at(lender)
 
 
-def _text_encoder(
-    path: Path, family: Family, header: SafetensorsHeader, sidecar: Sidecar
-) -> ModelFile | None:
+def _text_encoder(path: Path, family: Family, sidecar: Sidecar) -> ModelFile | None:
     if sidecar.text_encoder is None:
-        if missing_text_encoders(family, header.shapes):
-            what = "text encoders" if len(TEXT_ENCODERS[family]) > 1 else "text encoder"
-            raise UnsupportedCheckpointError(path, _missing(path, what, "text_encoder"))
         return None
     lender = path.parent / sidecar.text_encoder
     if missing_text_encoders(family, read_header(lender).shapes):
@@ -142,18 +163,11 @@ def _text_encoder(
     return ModelFile.at(lender)
 
 
-def _missing(path: Path, part: str, key: str) -> str:
-    return (
-        f"it has no {part}: use the full single-file checkpoint of the same model, or lend it one "
-        f"with '{key}: FILE.safetensors' in {path.stem}.yaml beside it."
-    )
-
-
 def _defaults(
-    path: Path, kind: Kind, metadata: dict[str, str], sidecar: Sidecar
+    path: Path, kind: Kind, header: SafetensorsHeader, sidecar: Sidecar
 ) -> GenerationDefaults:
     """The kind's defaults, bent by metadata of the file, then by its sidecar."""
-    defaults = defaults_of(kind)
+    defaults, metadata = defaults_of(kind), header.metadata
     if kind.distillation and (said := re.search(r"(\d)[-_ ]?steps?\b", path.stem.lower())):
         defaults = replace(defaults, steps=max(1, int(said[1])))
     defaults = _native_size(path, kind, defaults, metadata)
@@ -161,6 +175,10 @@ def _defaults(
     if sidecar.width or sidecar.height:
         width = sidecar.width or sidecar.height or 0
         defaults = defaults.with_native_size(width, sidecar.height or width)
+    _refuse_impossible(path, defaults, sidecar)
+    if positions := header.shapes.get(POSITIONS):  # SD 3 knows no patches beyond these
+        limit = math.isqrt(math.prod(positions[:-1])) * defaults.size_multiple
+        defaults = replace(defaults, max_size=min(defaults.max_size, limit))
     return replace(
         defaults,
         steps=sidecar.steps or defaults.steps,
@@ -169,6 +187,21 @@ def _defaults(
         ),
         scheduler=sidecar.scheduler or defaults.scheduler,
     )
+
+
+def _refuse_impossible(path: Path, defaults: GenerationDefaults, sidecar: Sidecar) -> None:
+    if sidecar.scheduler not in (None, *defaults.schedulers):
+        raise UnsupportedCheckpointError(
+            path,
+            f"its sidecar sets 'scheduler: {sidecar.scheduler}', which this model cannot be drawn "
+            f"with: name one of {', '.join(defaults.schedulers)}.",
+        )
+    if defaults.width % defaults.size_multiple or defaults.height % defaults.size_multiple:
+        raise UnsupportedCheckpointError(
+            path,
+            f"its sidecar sets a size of {defaults.width}x{defaults.height}, and this model draws "
+            f"multiples of {defaults.size_multiple} pixels: correct {path.stem}.yaml.",
+        )
 
 
 def _native_size(
@@ -205,9 +238,11 @@ def _our_metadata(
             path, "its metadata key 'sdserve.steps' or 'sdserve.guidance_scale' is not a number."
         ) from None
     if scheduler := metadata.get("sdserve.scheduler"):
-        if scheduler not in SCHEDULERS:
+        if scheduler not in defaults.schedulers:
             raise UnsupportedCheckpointError(
-                path, f"its metadata key 'sdserve.scheduler' names no known one: '{scheduler}'."
+                path,
+                f"its metadata key 'sdserve.scheduler' is '{scheduler}', none of "
+                f"{', '.join(defaults.schedulers)}.",
             )
         defaults = replace(defaults, scheduler=scheduler)
     return defaults

@@ -1,4 +1,4 @@
-"""What a checkpoint is, decided from its header; what is no checkpoint is refused by its own name.
+"""What a checkpoint is, decided from its header.
 
 Tensors come first: they cannot lie. What they leave open (prediction, distillation) the sidecar
 tells, then ModelSpec metadata (Stability-AI/ModelSpec), then the file's name.
@@ -6,32 +6,28 @@ tells, then ModelSpec metadata (Stability-AI/ModelSpec), then the file's name.
 
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from sdserve.errors import UnsupportedCheckpointError
 from sdserve.families import Distillation, Family, Kind, Prediction
+from sdserve.layout import (
+    GUIDANCE_EMBEDDING,
+    JOINT_BLOCKS,
+    NETWORK,
+    T5,
+    Shapes,
+    holds,
+    missing_text_encoders,
+)
+from sdserve.other_files import DEPLOY_BASE, USE_WHOLE, refuse_other_files
 from sdserve.safetensors_header import SafetensorsHeader
 from sdserve.sidecar import Sidecar
 
 logger = logging.getLogger(__name__)
 
-Shapes = dict[str, tuple[int, ...]]
-
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-# Where each family's text encoders are, in the order of the pipeline's text_encoder(_2).
-TEXT_ENCODERS: dict[Family, tuple[str, ...]] = {
-    Family.SD1: ("cond_stage_model.transformer.",),
-    Family.SD2: ("cond_stage_model.model.",),
-    Family.SDXL: ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
-    Family.SDXL_REFINER: ("conditioner.embedders.0.model.",),
-}
-GUIDANCE_EMBEDDING = f"{UNET}time_embed.cond_proj.weight"  # [channels, width]
-
-_CONV_IN = f"{UNET}input_blocks.0.0.weight"  # [channels, inputs, 3, 3]
-_VAE_MARK = "decoder.conv_in.weight"
-_CROSS_ATTENTION = f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"  # [_, context]
+_CONV_IN = f"{NETWORK}input_blocks.0.0.weight"  # [channels, inputs, 3, 3]
+# Its second side is the text width.
+_CROSS_ATTENTION = f"{NETWORK}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 # Of the published models: (UNet channels, text width). Own configurations may differ.
 _SIZES = {
     Family.SD1: (320, 768),
@@ -48,7 +44,9 @@ def detect(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> Kind:
         UnsupportedCheckpointError: it is something else, or of a kind that is not served.
     """
     shapes = header.shapes
-    _refuse_other_kinds(path, shapes)
+    refuse_other_files(path, shapes)
+    if holds(shapes, JOINT_BLOCKS):
+        return _sd3(path, header, sidecar)
     family = _family(path, shapes, sidecar)
     inputs = shapes.get(_CONV_IN, (0, 0))[1]
     _refuse_unserved_unet(path, family, header, inputs)
@@ -70,18 +68,31 @@ def detect(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> Kind:
     return kind
 
 
-def vae_prefix(shapes: Shapes) -> str | None:
-    """What comes before the names of a VAE's tensors, in a checkpoint or in a file of its own."""
-    return next((prefix for prefix in (VAE, "") if prefix + _VAE_MARK in shapes), None)
-
-
-def missing_text_encoders(family: Family, shapes: Shapes) -> list[str]:
-    """Prefixes of the family's text encoders that the file does not hold."""
-    return [
-        prefix
-        for prefix in TEXT_ENCODERS[family]
-        if not any(name.startswith(prefix) for name in shapes)
-    ]
+def _sd3(path: Path, header: SafetensorsHeader, sidecar: Sidecar) -> Kind:
+    joint = [name for name in header.shapes if name.startswith(JOINT_BLOCKS)]
+    if not any(".attn.ln_q." in name for name in joint):
+        family = Family.SD3
+    elif any(".attn2." in name for name in joint):
+        family = Family.SD35_MEDIUM
+    else:
+        family = Family.SD35_LARGE
+    _refuse_other_family(path, family, sidecar)
+    if sidecar.prediction_type:
+        raise UnsupportedCheckpointError(
+            path,
+            f"its sidecar sets 'prediction_type', which {family} does not have: remove it from "
+            f"{path.stem}.yaml.",
+        )
+    logger.warning(
+        "%s: prompts are read by the two CLIP text encoders only, %s.",
+        path,
+        "the T5-XXL in the file is left out" if holds(header.shapes, T5) else "there is no T5-XXL",
+    )
+    return Kind(
+        family=family,
+        prediction=Prediction.FLOW,
+        distillation=_distillation(path, header, sidecar),
+    )
 
 
 def _family(path: Path, shapes: Shapes, sidecar: Sidecar) -> Family:
@@ -89,22 +100,26 @@ def _family(path: Path, shapes: Shapes, sidecar: Sidecar) -> Family:
     by_size = {width: family for family, (_, width) in _SIZES.items()}
     # Families that share a prefix differ in having it all: the refiner lacks the base's first.
     family = next(
-        (each for each in Family if not missing_text_encoders(each, shapes)),
+        (each for each in _SIZES if not missing_text_encoders(each, shapes)),
         by_size.get(context, sidecar.family),
     )
-    if family is None:
+    if family is None or family.is_sd3:
         raise UnsupportedCheckpointError(
             path,
             "it has no text encoder, and nothing tells which family it is: "
-            f"name the family in {path.stem}.yaml beside it, or {_USE_WHOLE}.",
+            f"name the family in {path.stem}.yaml beside it, or {USE_WHOLE}.",
         )
+    _refuse_other_family(path, family, sidecar)
+    return family
+
+
+def _refuse_other_family(path: Path, family: Family, sidecar: Sidecar) -> None:
     if sidecar.family not in (None, family):
         raise UnsupportedCheckpointError(
             path,
             f"its sidecar says {sidecar.family}, its tensors say {family}: correct "
             f"{path.stem}.yaml.",
         )
-    return family
 
 
 def _prediction(
@@ -147,24 +162,6 @@ def _inpaints(shapes: Shapes) -> bool:
     return shapes.get(_CONV_IN, (0, 0))[1] == 9
 
 
-def _refuse_other_kinds(path: Path, shapes: Shapes) -> None:
-    for kind, advice, matches in _OTHER_KINDS:
-        if any(matches(name) for name in shapes):
-            raise UnsupportedCheckpointError(path, f"this is {kind}: {advice}.")
-    if _is_embedding(shapes):
-        raise UnsupportedCheckpointError(
-            path, f"this is a textual-inversion embedding: {_DEPLOY_BASE}."
-        )
-    if all(name.startswith(VAE) for name in shapes):
-        raise UnsupportedCheckpointError(path, f"this is a bare VAE: {_USE_WHOLE}.")
-    if not any(name.startswith(UNET) for name in shapes):
-        raise UnsupportedCheckpointError(
-            path,
-            "it is not a Stable Diffusion checkpoint (no 'model.diffusion_model' tensors): "
-            "use a single-file checkpoint of SD 1.x, SD 2.x or SDXL.",
-        )
-
-
 def _refuse_unserved_unet(
     path: Path, family: Family, header: SafetensorsHeader, inputs: int
 ) -> None:
@@ -172,13 +169,13 @@ def _refuse_unserved_unet(
         raise UnsupportedCheckpointError(
             path,
             "this is an instruct-pix2pix model (8 input channels), which is not served: "
-            f"{_DEPLOY_BASE}.",
+            f"{DEPLOY_BASE}.",
         )
     if inputs not in (4, 9):
         raise UnsupportedCheckpointError(
             path,
             f"its UNet takes {inputs} input channels, no Stable Diffusion 1.x, 2.x or XL: "
-            f"{_DEPLOY_BASE}.",
+            f"{DEPLOY_BASE}.",
         )
     if "diffusers_config" in header.metadata:
         return
@@ -191,16 +188,8 @@ def _refuse_unserved_unet(
             path,
             f"it is laid out as {family}, but its UNet is {channels} channels wide with a text "
             f"width of {width} (expected {expected_channels} and {expected_width}): distilled or "
-            f"pruned variants are not served, {_DEPLOY_BASE}.",
+            f"pruned variants are not served, {DEPLOY_BASE}.",
         )
-
-
-def _is_embedding(shapes: Shapes) -> bool:
-    vectors = all(len(shape) <= 2 and shape[-1:] <= (2048,) for shape in shapes.values())
-    return bool(
-        {"emb_params", "clip_l", "clip_g", "<concept>"} & shapes.keys()
-        or (len(shapes) <= 3 and vectors)
-    )
 
 
 _DISTILLATION_MARKS = (
@@ -208,54 +197,4 @@ _DISTILLATION_MARKS = (
     (Distillation.HYPER, r"hyper[-_ ]?sd"),
     (Distillation.TURBO, r"turbo"),
     (Distillation.LCM, r"(?<![a-z])lcm(?![a-z])"),
-)
-
-_DEPLOY_BASE = "deploy an SD 1.x, SD 2.x or SDXL base checkpoint instead"
-_USE_WHOLE = "use the full single-file checkpoint of the same model"
-_NOT_SERVED = f"this kind is not served, {_DEPLOY_BASE}"
-
-# Kinds of files that lie in model folders beside checkpoints: (what it is, next step, any tensor
-# name that proves it). Order matters: a LoRA of Flux is a LoRA first.
-_OTHER_KINDS: tuple[tuple[str, str, Callable[[str], object]], ...] = (
-    (
-        "a LoRA, which only changes another model",
-        _DEPLOY_BASE,
-        re.compile(r"lora_(unet|te\d?|up|down|A|B|prior)|\.(hada|lokr)_w1|\.lora\.").search,
-    ),
-    (
-        "a ControlNet, which only steers another model",
-        _DEPLOY_BASE,
-        re.compile(r"control_model\.|controlnet_|input_hint_block|zero_convs\.").match,
-    ),
-    ("an IP-Adapter", _DEPLOY_BASE, re.compile(r"ip_adapter\.|image_proj\.").match),
-    (
-        "Stable Diffusion 3",
-        _NOT_SERVED,
-        re.compile(r"(model\.diffusion_model\.)?joint_blocks\.").match,
-    ),
-    (
-        "a Flux model",
-        _NOT_SERVED,
-        re.compile(r"(model\.diffusion_model\.)?(double_blocks|single_transformer_blocks)\.").match,
-    ),
-    (
-        "a model with an EDM noise schedule (Playground 2.5, CosXL)",
-        _NOT_SERVED,
-        re.compile(r"edm_(mean|std|vpred)").match,
-    ),
-    (
-        "a bare VAE",
-        _USE_WHOLE,
-        re.compile(r"(decoder|encoder)\.(conv_in|mid|mid_block)\.").match,
-    ),
-    (
-        "a bare UNet in the diffusers layout",
-        _USE_WHOLE,
-        re.compile(r"down_blocks\.0\.").match,
-    ),
-    (
-        "a bare text encoder",
-        _USE_WHOLE,
-        re.compile(r"text_model\.").match,
-    ),
 )

@@ -12,17 +12,25 @@ class Family(StrEnum):
     SD2 = "sd2"
     SDXL = "sdxl"
     SDXL_REFINER = "sdxl-refiner"  # only the second text encoder; made to finish others' pictures
+    SD3 = "sd3"  # a transformer instead of a UNet, as in the two below
+    SD35_MEDIUM = "sd35-medium"
+    SD35_LARGE = "sd35-large"
 
     @property
     def is_xl(self) -> bool:
         return self in (Family.SDXL, Family.SDXL_REFINER)
 
+    @property
+    def is_sd3(self) -> bool:
+        return self in (Family.SD3, Family.SD35_MEDIUM, Family.SD35_LARGE)
+
 
 class Prediction(StrEnum):
-    """What the UNet predicts, by diffusers' names; the same tensors either way."""
+    """What the network predicts, by diffusers' names; no tensor tells the first two apart."""
 
     EPSILON = "epsilon"
     V = "v_prediction"
+    FLOW = "flow_prediction"  # the velocity from noise to picture, in a straight line: SD 3
 
 
 class Distillation(StrEnum):
@@ -68,6 +76,12 @@ class GenerationDefaults:
     min_size: int  # pixels per side
     max_size: int  # pixels per side
 
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """The samplers that a request may name: a flow has its own, which suit nothing else."""
+        is_flow = self.scheduler in _FLOW_SCHEDULERS
+        return tuple(name for name in SCHEDULERS if (name in _FLOW_SCHEDULERS) is is_flow)
+
     def with_native_size(self, width: int, height: int) -> Self:
         """The same defaults for a checkpoint trained at another size.
 
@@ -84,15 +98,16 @@ class GenerationDefaults:
 
 
 def _square(
-    native: int, *, steps: int, guidance_scale: float, scheduler: str
+    native: int, *, steps: int, guidance_scale: float, scheduler: str, size_multiple: int = 8
 ) -> GenerationDefaults:
+    """The factor of the VAE is 8, and a UNet takes odd latents by itself."""
     return GenerationDefaults(
         width=native,
         height=native,
         steps=steps,
         guidance_scale=guidance_scale,
         scheduler=scheduler,
-        size_multiple=8,  # the VAE's factor; the UNet takes odd latents by itself
+        size_multiple=size_multiple,
         min_size=256,
         max_size=2 * native,
     )
@@ -106,6 +121,20 @@ _DEFAULTS: dict[tuple[Family, Prediction], GenerationDefaults] = {
     (Family.SD2, Prediction.V): _square(768, steps=30, guidance_scale=7.5, scheduler="ddim"),
 }
 _XL = _square(1024, steps=30, guidance_scale=5.0, scheduler="euler")
+_FLOWS = {
+    family: _square(
+        1024,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler="flow_euler",
+        size_multiple=16,  # the transformer takes patches of 2x2 latents
+    )
+    for family, steps, guidance_scale in (
+        (Family.SD3, 28, 7.0),
+        (Family.SD35_MEDIUM, 40, 4.5),
+        (Family.SD35_LARGE, 28, 3.5),
+    )
+}
 
 _DISTILLED: dict[Distillation, tuple[int, float, str]] = {
     Distillation.TURBO: (4, 0.0, "euler"),
@@ -118,11 +147,15 @@ _EMBEDDED_GUIDANCE = 8.0  # what guidance-distilled LCMs are shown with
 
 def defaults_of(kind: Kind) -> GenerationDefaults:
     """What requests to a checkpoint of this kind default to."""
-    defaults = _DEFAULTS.get((kind.family, kind.prediction), _XL)
+    flow = _FLOWS.get(kind.family)
+    defaults = flow or _DEFAULTS.get((kind.family, kind.prediction), _XL)
     if kind.distillation:
         steps, guidance_scale, scheduler = _DISTILLED[kind.distillation]
         defaults = replace(
-            defaults, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler
+            defaults,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            scheduler=flow.scheduler if flow else scheduler,
         )
     if kind.embeds_guidance:
         defaults = replace(defaults, guidance_scale=_EMBEDDED_GUIDANCE)
@@ -144,11 +177,14 @@ SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "euler_karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {"clip_sample": False}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+
+_FLOW_SCHEDULERS = ("flow_euler",)
 
 # Samplers that cannot take every number of steps: LCM distils 1000 timesteps into 50.
 MAX_STEPS: dict[str, int] = {"lcm": 50}

@@ -4,6 +4,7 @@ It says what the tensors cannot tell, sets defaults, and names files for parts t
 """
 
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -18,7 +19,7 @@ class Sidecar(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Family | None = None
-    prediction_type: Prediction | None = None
+    prediction_type: Literal[Prediction.EPSILON, Prediction.V] | None = None
     distillation: Distillation | None = None
     width: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)  # native, pixels
     height: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)  # native, pixels

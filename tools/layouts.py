@@ -2,7 +2,7 @@
 
 Written from the layouts' own code, not from diffusers' converter, which it thereby checks:
 CompVis/latent-diffusion `openaimodel.py` and `model.py`, Stability-AI/generative-models,
-openai/CLIP as transformers names it, mlfoundations/open_clip.
+Stability-AI/sd3.5 `mmditx.py`, openai/CLIP as transformers names it, mlfoundations/open_clip.
 """
 
 from collections.abc import Iterator, Mapping
@@ -137,6 +137,52 @@ def _transformer(at: _Prefix, level: int, config: Mapping[str, Any]) -> None:
             block.norm(norm, width)
 
 
+def mmdit(config: Mapping[str, Any]) -> Shapes:
+    """`model.diffusion_model.` of an SD3Transformer2DModel configuration."""
+    root = _Prefix("model.diffusion_model", {})
+    width: int = config["num_attention_heads"] * config["attention_head_dim"]
+    patch: int = config["patch_size"]
+    layers: int = config["num_layers"]
+    root.tensor("pos_embed", 1, config["pos_embed_max_size"] ** 2, width)
+    root.conv("x_embedder.proj", config["in_channels"], width, size=patch)
+    root.linear("context_embedder", config["joint_attention_dim"], width)
+    for embedder, inputs in (("t_embedder", 256), ("y_embedder", config["pooled_projection_dim"])):
+        root.linear(f"{embedder}.mlp.0", inputs, width)
+        root.linear(f"{embedder}.mlp.2", width, width)
+    for layer in range(layers):
+        block = root / "joint_blocks" / layer
+        has_dual = layer in config["dual_attention_layers"]
+        _mmdit_block(block / "x_block", width, config, modulations=9 if has_dual else 6)
+        if has_dual:
+            _mmdit_attention(block / "x_block.attn2", width, config)
+        # What the last layer makes of the prompt goes nowhere: its attention only reads it.
+        is_last = layer == layers - 1
+        _mmdit_block(block / "context_block", width, config, modulations=2 if is_last else 6)
+    root.linear("final_layer.adaLN_modulation.1", width, 2 * width)
+    root.linear("final_layer.linear", width, patch * patch * config["out_channels"])
+    return root.shapes
+
+
+def _mmdit_block(at: _Prefix, width: int, config: Mapping[str, Any], *, modulations: int) -> None:
+    is_whole = modulations > 2
+    at.linear("adaLN_modulation.1", width, modulations * width)
+    _mmdit_attention(at / "attn", width, config, projects=is_whole)
+    if is_whole:
+        at.linear("mlp.fc1", width, 4 * width)
+        at.linear("mlp.fc2", 4 * width, width)
+
+
+def _mmdit_attention(
+    at: _Prefix, width: int, config: Mapping[str, Any], *, projects: bool = True
+) -> None:
+    at.linear("qkv", width, 3 * width)
+    if config["qk_norm"]:
+        for norm in ("ln_q", "ln_k"):
+            at.tensor(f"{norm}.weight", config["attention_head_dim"])
+    if projects:
+        at.linear("proj", width, width)
+
+
 def vae(config: Mapping[str, Any], prefix: str = "first_stage_model") -> Shapes:
     """An AutoencoderKL configuration."""
     root = _Prefix(prefix, {})
@@ -157,8 +203,10 @@ def vae(config: Mapping[str, Any], prefix: str = "first_stage_model") -> Shapes:
     encoder.conv("conv_out", last, 2 * latent)
     decoder.norm("norm_out", widths[0])
     decoder.conv("conv_out", widths[0], config["out_channels"])
-    root.conv("quant_conv", 2 * latent, 2 * latent, size=1)
-    root.conv("post_quant_conv", latent, latent, size=1)
+    if config.get("use_quant_conv", True):
+        root.conv("quant_conv", 2 * latent, 2 * latent, size=1)
+    if config.get("use_post_quant_conv", True):
+        root.conv("post_quant_conv", latent, latent, size=1)
     return root.shapes
 
 
@@ -205,6 +253,16 @@ def clip(config: Mapping[str, Any], prefix: str) -> Shapes:
         layer.linear("mlp.fc1", width, inner)
         layer.linear("mlp.fc2", inner, width)
     root.norm("final_layer_norm", width)
+    return root.shapes
+
+
+def projected_clip(config: Mapping[str, Any], prefix: str) -> Shapes:
+    """A CLIP text encoder with its projection in the layout of transformers, as in SD 3."""
+    root = _Prefix(prefix, clip(config, f"{prefix}.transformer"))
+    root.linear(
+        "transformer.text_projection", config["hidden_size"], config["projection_dim"], bias=False
+    )
+    root.tensor("logit_scale")
     return root.shapes
 
 

@@ -24,9 +24,25 @@ from tools import layouts
 KINDS = (
     "sd1", "sd1-v", "sd1-lcm", "sd1-inpainting", "sd2", "sd2-v", "sd2-turbo", "sd2-inpainting",
     "sdxl", "sdxl-v", "sdxl-turbo", "sdxl-lightning", "sdxl-lcm", "sdxl-inpainting",
-    "sdxl-refiner",
+    "sdxl-refiner", "sd3", "sd35-medium", "sd35-large", "sd35-large-turbo",
 )  # fmt: skip
 DTYPES = {"f16": ("F16", 2), "bf16": ("BF16", 2), "f32": ("F32", 4)}
+_TRANSFORMERS = {
+    family: {
+        "num_layers": layers,
+        "num_attention_heads": layers,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": side,
+        "dual_attention_layers": list(range(dual)),
+        "qk_norm": norm,
+    }
+    for family, layers, side, dual, norm in (
+        (Family.SD3, 24, 192, 0, None),
+        (Family.SD35_MEDIUM, 24, 384, 13, "rms_norm"),
+        (Family.SD35_LARGE, 38, 192, 0, "rms_norm"),
+    )
+}
 _PIECE = 16 << 20  # numbers drawn at a time
 _NORMS = ("norm", ".ln_", "in_layers.0.", "out_layers.0.", ".out.0.")
 _GUIDANCE_WIDTH = 256  # of the guidance embedding of LCMs
@@ -48,7 +64,7 @@ def make_checkpoint(
     Args:
         path: where.
         kind: one of KINDS. Prediction and distillation are told in metadata: tensors cannot.
-        size: "tiny" (5 to 15 MB) or "full" (2 to 14 GB).
+        size: "tiny" (5 to 15 MB) or "full" (2 to 36 GB).
         dtype: one of DTYPES.
         without: "vae", "text": parts that are left out.
         with_ema: carry the averaged UNet of training as well.
@@ -58,7 +74,7 @@ def make_checkpoint(
     configs = _configs(kind, size)
     shapes = _shapes(kind, configs)
     if with_ema:
-        shapes |= dict(layouts.ema(layouts.unet(configs["unet"])))
+        shapes |= dict(layouts.ema(_network(configs)))
     dropped = tuple(prefix for part in without for prefix in _PARTS[part])
     shapes = {name: shape for name, shape in shapes.items() if not name.startswith(dropped)}
     with path.open("wb") as file:
@@ -74,7 +90,7 @@ def make_checkpoint(
 
 _PARTS = {
     "vae": ("first_stage_model.",),
-    "text": ("cond_stage_model.", "conditioner."),
+    "text": ("cond_stage_model.", "conditioner.", "text_encoders."),
 }
 
 
@@ -84,13 +100,17 @@ def full_shapes(kind: str) -> layouts.Shapes:
 
 
 def _family(kind: str) -> Family:
-    if kind == "sdxl-refiner":
-        return Family.SDXL_REFINER
-    return Family(kind.partition("-")[0])
+    return max((family for family in Family if kind.startswith(family)), key=len)
+
+
+def _network(configs: Mapping[str, Any]) -> layouts.Shapes:
+    if "unet" in configs:
+        return layouts.unet(configs["unet"])
+    return layouts.mmdit(configs["transformer"])
 
 
 def _shapes(kind: str, configs: Mapping[str, Any]) -> layouts.Shapes:
-    shapes = layouts.unet(configs["unet"]) | layouts.vae(configs["vae"])
+    shapes = _network(configs) | layouts.vae(configs["vae"])
     match _family(kind):
         case Family.SD1:
             text = layouts.clip(configs["text_encoder"], "cond_stage_model.transformer")
@@ -108,20 +128,26 @@ def _shapes(kind: str, configs: Mapping[str, Any]) -> layouts.Shapes:
             text = layouts.open_clip(
                 configs["text_encoder_2"], "conditioner.embedders.0.model", unused_layers=0
             )
+        case Family.SD3 | Family.SD35_MEDIUM | Family.SD35_LARGE:
+            text = layouts.projected_clip(
+                configs["text_encoder"], "text_encoders.clip_l"
+            ) | layouts.projected_clip(configs["text_encoder_2"], "text_encoders.clip_g")
     return shapes | text
 
 
 def _configs(kind: str, size: str) -> dict[str, Any]:
     family = _family(kind)
-    text = (files("workers") / "configs" / f"{family}.json").read_text("utf-8")
+    name = "sd3" if family.is_sd3 else family
+    text = (files("workers") / "configs" / f"{name}.json").read_text("utf-8")
     configs: dict[str, Any] = json.loads(text)
-    unet = configs["unet"]
+    if family.is_sd3:
+        configs["transformer"] |= _TRANSFORMERS[family]
     if size == "tiny":
         _shrink(configs, family)
     if "inpainting" in kind:
-        unet["in_channels"] = 9
+        configs["unet"]["in_channels"] = 9
     if kind == "sd1-lcm":  # the merged ones (sdxl-lcm here) have no such input
-        unet["time_cond_proj_dim"] = _GUIDANCE_WIDTH
+        configs["unet"]["time_cond_proj_dim"] = _GUIDANCE_WIDTH
     return configs
 
 
@@ -129,31 +155,19 @@ def _shrink(configs: dict[str, Any], family: Family) -> None:
     """The same structure, small: two levels, narrow text encoders of different widths."""
     # diffusers tells SDXL's two encoders apart by their widths alone.
     narrow, wide = 32, 64
-    context = {Family.SD1: narrow, Family.SDXL: narrow + wide}.get(family, wide)
-    configs["unet"] |= {
-        "block_out_channels": [32, 64],
-        "cross_attention_dim": context,
-        "attention_head_dim": 2 if family is Family.SD1 else [2, 4],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "sample_size": 32,
-    }
-    if family.is_xl:
-        ids = 6 if family is Family.SDXL else 5
-        configs["unet"] |= {
-            "transformer_layers_per_block": [1, 2],
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": ids * 8 + wide,
-        }
+    if family.is_sd3:
+        _shrink_transformer(configs["transformer"], narrow + wide)
+    else:
+        _shrink_unet(configs["unet"], family, narrow, wide)
     configs["vae"] |= {
         "block_out_channels": [32, 32],
         "down_block_types": ["DownEncoderBlock2D"] * 2,
         "up_block_types": ["UpDecoderBlock2D"] * 2,
         "sample_size": 64,
     }
-    for name, width in (("text_encoder", context), ("text_encoder_2", wide)):
+    first = wide if family is Family.SD2 else narrow
+    for name, width in (("text_encoder", first), ("text_encoder_2", wide)):
         if name in configs:
-            width = narrow if family is Family.SDXL and name == "text_encoder" else width
             configs[name] |= {
                 "hidden_size": width,
                 "intermediate_size": 2 * width,
@@ -163,9 +177,41 @@ def _shrink(configs: dict[str, Any], family: Family) -> None:
             }
 
 
+def _shrink_unet(unet: dict[str, Any], family: Family, narrow: int, wide: int) -> None:
+    unet |= {
+        "block_out_channels": [32, 64],
+        "cross_attention_dim": {Family.SD1: narrow, Family.SDXL: narrow + wide}.get(family, wide),
+        "attention_head_dim": 2 if family is Family.SD1 else [2, 4],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "sample_size": 32,
+    }
+    if family.is_xl:
+        ids = 6 if family is Family.SDXL else 5
+        unet |= {
+            "transformer_layers_per_block": [1, 2],
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": ids * 8 + wide,
+        }
+
+
+def _shrink_transformer(transformer: dict[str, Any], pooled: int) -> None:
+    transformer |= {
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "joint_attention_dim": pooled + 32,  # wider than both encoders, as in the published ones
+        "pooled_projection_dim": pooled,
+        "pos_embed_max_size": 40,
+        "dual_attention_layers": transformer["dual_attention_layers"][:2],
+        "sample_size": 32,
+    }
+
+
 def _metadata(kind: str, size: str, configs: Mapping[str, Any]) -> dict[str, str]:
     metadata = {"modelspec.title": f"random {kind}"}
-    metadata["modelspec.prediction_type"] = "v" if kind.endswith("-v") else "epsilon"
+    if not _family(kind).is_sd3:
+        metadata["modelspec.prediction_type"] = "v" if kind.endswith("-v") else "epsilon"
     if size == "tiny":
         metadata |= {"diffusers_config": json.dumps(configs), "modelspec.resolution": "64x64"}
     return metadata

@@ -26,13 +26,24 @@ def load_plainly(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     with _config_folder(path, kind) as folder:
         # Without `config` diffusers asks the hub, even with local_files_only.
         pipeline = pipeline_type.from_single_file(
-            str(path), config=str(folder), torch_dtype=dtype, local_files_only=True
+            str(path),
+            config=str(folder),
+            torch_dtype=dtype,
+            local_files_only=True,
+            **_without(kind),
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def _without(kind: Kind) -> dict[str, None]:
+    """The parts that this kind is served without."""
+    return {"text_encoder_3": None, "tokenizer_3": None} if kind.family.is_sd3 else {}
+
+
 def _class_name(kind: Kind) -> str:
+    if kind.family.is_sd3:
+        return "StableDiffusion3Pipeline"
     if kind.is_inpainting:
         return (
             "StableDiffusionXLInpaintPipeline"
@@ -65,26 +76,44 @@ def _config_folder(path: Path, kind: Kind) -> Generator[Path]:
 
 
 def _model_index(kind: Kind, configs: Mapping[str, Any]) -> dict[str, Any]:
+    encoder, projecting = (
+        ["transformers", name] for name in ("CLIPTextModel", "CLIPTextModelWithProjection")
+    )
+    tokenizer = ["transformers", "CLIPTokenizer"]
     index: dict[str, Any] = {
         "_class_name": _class_name(kind),
-        "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", configs["scheduler"]["_class_name"]],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
     }
+    second = {"text_encoder_2": projecting, "tokenizer_2": tokenizer}
+    if kind.family.is_sd3:
+        return (
+            index
+            | second
+            | {
+                "transformer": ["diffusers", "SD3Transformer2DModel"],
+                "text_encoder": projecting,
+                "text_encoder_3": ["transformers", "T5EncoderModel"],
+                "tokenizer_3": ["transformers", "T5TokenizerFast"],
+            }
+        )
+    index["unet"] = ["diffusers", "UNet2DConditionModel"]
     if not kind.family.is_xl:
         nothing = {"safety_checker": [None, None], "feature_extractor": [None, None]}
         return index | nothing | {"requires_safety_checker": False}
     if kind.family is Family.SDXL_REFINER:
         index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-    return index | {
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "force_zeros_for_empty_prompt": kind.family is Family.SDXL,
-        "requires_aesthetics_score": kind.family is Family.SDXL_REFINER,
-        "add_watermarker": False,
-    }
+    return (
+        index
+        | second
+        | {
+            "force_zeros_for_empty_prompt": kind.family is Family.SDXL,
+            "requires_aesthetics_score": kind.family is Family.SDXL_REFINER,
+            "add_watermarker": False,
+        }
+    )
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

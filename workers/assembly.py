@@ -18,12 +18,18 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdserve.checkpoints import Checkpoint
-from sdserve.detection import TEXT_ENCODERS, UNET, vae_prefix
 from sdserve.errors import UnsupportedCheckpointError
 from sdserve.families import Family
+from sdserve.layout import CLIP_L, NETWORK, TEXT_ENCODERS, vae_prefix
 from sdserve.safetensors_header import SafetensorsHeader, read_header
-from workers.conversion import State, text_state, unet_state, vae_state
-from workers.engine import Pipeline
+from workers.conversion import (
+    State,
+    text_state,
+    transformer_state,
+    unet_state,
+    vae_state,
+)
+from workers.denoising import Pipeline
 from workers.pipeline_config import part_configs
 from workers.prefetch import Prefetch
 from workers.weights import DTYPES, copy_tensors, map_tensors
@@ -70,7 +76,7 @@ class Assembly:
         self.checkpoint = checkpoint
         header = read_header(checkpoint.path)
         self._configs = part_configs(checkpoint.path, checkpoint.kind, header)
-        self._unet = _Source(path=checkpoint.path, header=header, prefixes=(UNET,))
+        self._network = _Source(path=checkpoint.path, header=header, prefixes=(NETWORK,))
         self._vae = _source(checkpoint, header, checkpoint.vae and checkpoint.vae.path, "vae")
         lender = checkpoint.text_encoder and checkpoint.text_encoder.path
         self._text = _source(checkpoint, header, lender, "text")
@@ -80,14 +86,14 @@ class Assembly:
         """How many numbers the model has."""
         return sum(
             _count(source.header.shapes[name])
-            for source in (self._unet, self._vae, self._text)
+            for source in (self._network, self._vae, self._text)
             for name in source.names
         )
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the UNet in the file."""
-        return DTYPES[self._unet.header.spans[self._unet.names[0]].dtype]
+        """The type of the network in the file."""
+        return DTYPES[self._network.header.spans[self._network.names[0]].dtype]
 
     def build(
         self,
@@ -109,16 +115,14 @@ class Assembly:
             OSError: a file cannot be read.
             RuntimeError, MemoryError: an allocator failed.
         """
-        read = _Reader(device, [self._unet, self._vae, self._text], on_percent)
+        read = _Reader(device, [self._network, self._vae, self._text], on_percent)
         configs = self._configs
         vae_dtype = torch.float32 if configs["vae"].get("force_upcast") else dtype
+        network = self._network_of(read(self._network, dtype), dtype)
         with init_empty_weights(include_buffers=False):
-            unet = _DIFFUSERS.UNet2DConditionModel.from_config(configs["unet"])
             vae = _DIFFUSERS.AutoencoderKL.from_config(configs["vae"])
         parts: dict[str, Any] = {
-            "unet": self._fill(
-                "unet", unet, unet_state(read(self._unet, dtype), unet.config), dtype
-            ),
+            **network,
             "vae": self._fill(
                 "vae", vae, vae_state(read(self._vae, vae_dtype), vae.config), vae_dtype
             ),
@@ -130,8 +134,12 @@ class Assembly:
         for name, prefix in zip(names, TEXT_ENCODERS[self.checkpoint.kind.family], strict=True):
             with init_empty_weights(include_buffers=False):
                 config = CLIPTextConfig.from_dict(configs[name])
-                encoder = _encoder_type(name)(config)
-            parts[name] = self._fill(name, encoder, text_state(text, prefix), dtype)
+                encoder = self._encoder_type(name)(config)
+            state = text_state(text, prefix)
+            if prefix == CLIP_L:  # SD 3 takes its pooled output as it is, unprojected
+                identity = torch.eye(config.hidden_size, dtype=dtype, device=device)
+                state["text_projection.weight"] = identity
+            parts[name] = self._fill(name, encoder, state, dtype)
             tokenizer = name.replace("text_encoder", "tokenizer")
             parts[tokenizer] = _tokenizer(configs[tokenizer])
         scheduler = configs["scheduler"]
@@ -140,7 +148,30 @@ class Assembly:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)  # what is left: buffers that no file holds
 
+    def _network_of(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        """What denoises, by its name in the pipeline."""
+        if self.checkpoint.kind.family.is_sd3:
+            # Its table of positions too is in the file; up to 900 MB that need not be computed.
+            with torch.device("meta"):
+                network = _DIFFUSERS.SD3Transformer2DModel.from_config(self._configs["transformer"])
+            name, state = "transformer", transformer_state(tensors, network.config)
+        else:
+            with init_empty_weights(include_buffers=False):
+                network = _DIFFUSERS.UNet2DConditionModel.from_config(self._configs["unet"])
+            name, state = "unet", unet_state(tensors, network.config)
+        return {name: self._fill(name, network, state, dtype)}
+
+    def _encoder_type(self, name: str) -> Any:
+        if name == "text_encoder" and not self.checkpoint.kind.family.is_sd3:
+            return CLIPTextModel
+        return CLIPTextModelWithProjection
+
     def _pipeline(self, parts: dict[str, Any]) -> Any:
+        if self.checkpoint.kind.family.is_sd3:
+            # Without T5 it puts zeros where the embeddings of T5 would be.
+            return _DIFFUSERS.StableDiffusion3Pipeline(
+                **parts, text_encoder_3=None, tokenizer_3=None
+            )
         if self.checkpoint.kind.family.is_xl:
             return _DIFFUSERS.StableDiffusionXLPipeline(
                 **parts,
@@ -164,7 +195,7 @@ class Assembly:
                 raise
             first = str(error).split("\n")[1].strip()
             raise UnsupportedCheckpointError(path, self._misfit(name, first)) from error
-        if missing or (unexpected and name == "unet"):
+        if missing or (unexpected and name in ("unet", "transformer")):
             names, how = (missing, "missing") if missing else (unexpected, "too many")
             what = f"{len(names)} tensors are {how}, first '{names[0]}'"
             raise UnsupportedCheckpointError(path, self._misfit(name, what))
@@ -185,7 +216,9 @@ def _source(
     path = lender or checkpoint.path
     found = read_header(lender) if lender else header
     if part == "text":
-        return _Source(path=path, header=found, prefixes=TEXT_ENCODERS[checkpoint.kind.family])
+        return _Source(
+            path=path, header=found, prefixes=tuple(TEXT_ENCODERS[checkpoint.kind.family])
+        )
     return _Source(path=path, header=found, prefixes=(vae_prefix(found.shapes) or "",))
 
 
@@ -213,10 +246,6 @@ class _Reader:
         with self._lock:
             self._done += size
             self._on_percent(100 * self._done // self._total)
-
-
-def _encoder_type(name: str) -> Any:
-    return CLIPTextModel if name == "text_encoder" else CLIPTextModelWithProjection
 
 
 def _tokenizer(config: dict[str, Any]) -> CLIPTokenizer:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sdserve.checkpoints import Checkpoint, ModelFile, inspect_checkpoint
 from sdserve.errors import CheckpointError
+from sdserve.layout import UNREAD
 from sdserve.safetensors_header import read_header
 from workers.prefetch import Prefetch
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from workers.assembly import Assembly
-    from workers.engine import DiffusionEngine, Pipeline
+    from workers.denoising import Pipeline
+    from workers.engine import DiffusionEngine
 
 
 _LIBRARIES = "workers.assembly"  # imports torch, transformers and diffusers
@@ -110,7 +112,7 @@ def _import_libraries(checkpoint: Checkpoint, on_percent: Callable[[int], None])
     Not needed in a child of the standby process: it reads the files once, when it builds.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="imports") as importer:
-        prefetches = [Prefetch(file.path, _ranges(file.path)) for file in checkpoint.files]
+        prefetches = [Prefetch(file.path, ranges_to_read(file.path)) for file in checkpoint.files]
         imported = importer.submit(import_module, _LIBRARIES)
         total, done = sum(prefetch.size for prefetch in prefetches), 0
         for prefetch in prefetches:
@@ -148,10 +150,10 @@ def _disk_errors(path: Path) -> Generator[None]:
         ) from error
 
 
-def _ranges(path: Path) -> list[tuple[int, int]]:
-    """What will be read of a file: not the averaged weights (EMA) that only training needs."""
+def ranges_to_read(path: Path) -> list[tuple[int, int]]:
+    """What will be read of a file: (begin, end) in bytes."""
     spans = read_header(path).spans
-    return [(s.begin, s.end) for name, s in spans.items() if not name.startswith("model_ema.")]
+    return [(s.begin, s.end) for name, s in spans.items() if not name.startswith(UNREAD)]
 
 
 def _build(

@@ -6,21 +6,35 @@ is set here.
 """
 
 import json
+import re
+from collections.abc import Mapping
 from importlib.resources import files
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from sdserve.detection import GUIDANCE_EMBEDDING
-from sdserve.errors import InvalidCheckpointError
-from sdserve.families import SCHEDULERS, Distillation, Family, Kind, Prediction
+from sdserve.errors import InvalidCheckpointError, UnsupportedCheckpointError
+from sdserve.families import (
+    SCHEDULERS,
+    Distillation,
+    Family,
+    Kind,
+    Prediction,
+    defaults_of,
+)
+from sdserve.layout import GUIDANCE_EMBEDDING, NETWORK
 from sdserve.safetensors_header import SafetensorsHeader
 
-_SCHEDULER_CLASSES = {class_name for class_name, _ in SCHEDULERS.values()}
+_FIRST = ("text_encoder", "tokenizer")
+_SECOND = ("text_encoder_2", "tokenizer_2")
 _PARTS = {
-    Family.SD1: ("text_encoder", "tokenizer"),
-    Family.SD2: ("text_encoder", "tokenizer"),
-    Family.SDXL: ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
-    Family.SDXL_REFINER: ("text_encoder_2", "tokenizer_2"),
+    Family.SD1: ("unet", *_FIRST),
+    Family.SD2: ("unet", *_FIRST),
+    Family.SDXL: ("unet", *_FIRST, *_SECOND),
+    Family.SDXL_REFINER: ("unet", *_SECOND),
+    Family.SD3: ("transformer", *_FIRST, *_SECOND),
+    Family.SD35_MEDIUM: ("transformer", *_FIRST, *_SECOND),
+    Family.SD35_LARGE: ("transformer", *_FIRST, *_SECOND),
 }
 
 
@@ -29,14 +43,17 @@ def part_configs(path: Path, kind: Kind, header: SafetensorsHeader) -> dict[str,
 
     Raises:
         InvalidCheckpointError: the file's own configuration is unusable.
+        UnsupportedCheckpointError: the file's transformer has a shape that no SD 3 has.
     """
     own = header.metadata.get("diffusers_config")
-    text = own or (files("workers") / "configs" / f"{kind.family}.json").read_text("utf-8")
+    name = "sd3" if kind.family.is_sd3 else kind.family
+    text = own or (files("workers") / "configs" / f"{name}.json").read_text("utf-8")
+    classes = {SCHEDULERS[name][0] for name in defaults_of(kind).schedulers}
     try:
         table = json.loads(text)
-        parts = ("unet", "vae", "scheduler", *_PARTS[kind.family])
+        parts = ("vae", "scheduler", *_PARTS[kind.family])
         configs = {part: dict(table[part]) for part in parts}
-        is_known = configs["scheduler"]["_class_name"] in _SCHEDULER_CLASSES
+        is_known = configs["scheduler"]["_class_name"] in classes
     except (KeyError, TypeError, ValueError):
         is_known, configs = False, {}
     if not is_known:
@@ -45,9 +62,49 @@ def part_configs(path: Path, kind: Kind, header: SafetensorsHeader) -> dict[str,
             "the 'diffusers_config' in its metadata is not a complete configuration of a "
             f"{kind.family} model: export the file again.",
         )
-    configs["scheduler"] |= _scheduler(kind)
-    configs["unet"] |= _unet(kind, header)
+    if kind.family.is_sd3:
+        configs["transformer"] |= _transformer(path, header, configs["transformer"])
+    else:
+        configs["scheduler"] |= _scheduler(kind)
+        configs["unet"] |= _unet(kind, header)
     return configs
+
+
+def _transformer(
+    path: Path, header: SafetensorsHeader, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that differs between the transformers of SD 3 and 3.5 shows in names and shapes."""
+    shapes = {
+        name.removeprefix(NETWORK): shape
+        for name, shape in header.shapes.items()
+        if name.startswith(NETWORK)
+    }
+    layers = [
+        (int(found[1]), name)
+        for name in shapes
+        if (found := re.match(r"joint_blocks\.(\d+)\.", name))
+    ]
+    try:
+        last = max(number for number, _ in layers)
+        width, text_width = shapes["context_embedder.weight"]
+        _, pooled_width = shapes["y_embedder.mlp.0.weight"]
+        _, patches, _ = shapes["pos_embed"]
+        heads = width // int(config["attention_head_dim"])
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise UnsupportedCheckpointError(
+            path,
+            "its transformer is not laid out as that of SD 3: use the full, unpruned checkpoint.",
+        ) from error
+    return {
+        "num_layers": last + 1,
+        "num_attention_heads": heads,
+        "caption_projection_dim": width,
+        "joint_attention_dim": text_width,
+        "pooled_projection_dim": pooled_width,
+        "pos_embed_max_size": isqrt(patches),
+        "dual_attention_layers": sorted({number for number, name in layers if ".attn2." in name}),
+        "qk_norm": "rms_norm" if any(".ln_q." in name for _, name in layers) else None,
+    }
 
 
 def _unet(kind: Kind, header: SafetensorsHeader) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sdserve.jobs import ClaimedJob
 from workers.metering import Meter
 
 if TYPE_CHECKING:  # the engine imports torch; the replica must be able to start without it
-    from workers.engine import Denoising
+    from workers.denoising import Denoising
 
 
 @dataclass(kw_only=True)

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from sdserve.checkpoints import inspect_checkpoint
 from sdserve.errors import CheckpointError, OutOfMemoryError, UnsupportedCheckpointError
-from sdserve.families import SCHEDULERS, Family, Kind
+from sdserve.families import SCHEDULERS, Family, Kind, defaults_of
 from sdserve.generation import GenerationParams, ImageFormat
 from sdserve.safetensors_header import read_header
 from tests.judge import obeys
 from tests.values import params_for
 from tools.plain_pipeline import load_plainly
-from workers.engine import Denoising, DiffusionEngine
+from workers.denoising import Denoising
+from workers.engine import DiffusionEngine
 from workers.images import encode_image
 from workers.loading import load_engine
 from workers.pipeline_config import part_configs
@@ -83,7 +84,7 @@ def draw_plainly(plain: Any, asked: GenerationParams) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", defaults_of(Kind(family=Family.SD1)).schedulers)
 def test_alone_it_is_bit_exact_with_plain_diffusers(
     path: Path, engine: DiffusionEngine, plain: Any, scheduler: str
 ) -> None:

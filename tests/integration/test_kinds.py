@@ -6,38 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sdserve.checkpoints import inspect_checkpoint
 from sdserve.families import Family
 from sdserve.safetensors_header import read_header
+from tests.drawing import PROMPT, draw, load
 from tests.values import params_for
 from tools.make_checkpoint import DTYPES, KINDS, full_shapes, make_checkpoint
 from tools.plain_pipeline import load_plainly
 from workers.engine import DiffusionEngine
-from workers.loading import load_engine
 from workers.weights import copy_tensors, map_tensors
 
 pytestmark = pytest.mark.integration
 
-PROMPT = "A red circle, on a BLUE background"
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 # diffusers 0.42 leaves the guidance embedding out: there is nothing to compare with.
 COMPARABLE = [kind for kind in KINDS if kind != "sd1-lcm"]
-
-
-def load(path: Path) -> DiffusionEngine:
-    checkpoint, _ = inspect_checkpoint(path)
-    return load_engine(checkpoint, device="cpu", threads=1, on_phase=lambda _: None)
-
-
-def draw(engine: DiffusionEngine, path: Path, **changes: Any) -> tuple[torch.Tensor, Any]:
-    """The latents and the picture."""
-    denoising = engine.begin(params_for(path, prompt=PROMPT, **changes), 0)
-    while not denoising.is_done:
-        engine.step([denoising])
-    return denoising.latents, engine.decode(denoising)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -56,10 +43,12 @@ def test_weights_and_latents_equal_those_of_plain_diffusers(
             for name, tensor in theirs.state_dict().items():
                 assert torch.equal(ours.state_dict()[name], tensor), name
     latents, _ = draw(engine, path, num_inference_steps=3)
-    assert torch.equal(latents, plain_latents(plain, engine, path))
+    assert torch.equal(latents, draw_plainly(plain, engine, path))
 
 
-def plain_latents(plain: Any, engine: DiffusionEngine, path: Path) -> torch.Tensor:
+def draw_plainly(
+    plain: Any, engine: DiffusionEngine, path: Path, output_type: str = "latent"
+) -> Any:
     params = params_for(path, num_inference_steps=3)
     plain.scheduler = engine.begin(params, 0).scheduler
     checkpoint, _ = inspect_checkpoint(path)
@@ -79,9 +68,27 @@ def plain_latents(plain: Any, engine: DiffusionEngine, path: Path) -> torch.Tens
         num_inference_steps=3,
         guidance_scale=params.guidance_scale,
         generator=torch.Generator().manual_seed(params.seed),
-        output_type="latent",
+        output_type=output_type,
         **extra,
     ).images
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3", "sd35-large-turbo"])
+def test_pictures_equal_those_of_plain_diffusers(tmp_path: Path, kind: str) -> None:
+    """SD 3 decodes with a shift of the latents, the others without."""
+    path = make_checkpoint(tmp_path / f"{kind}.safetensors", kind)
+    engine, plain = load(path), load_plainly(path)
+    _, picture = draw(engine, path, num_inference_steps=3)
+    (expected,) = draw_plainly(plain, engine, path, "pil")
+    assert (picture == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("kind", ["sd1-lcm", "sdxl-lightning", "sd2-v", "sd3", "sd35-medium"])
+def test_a_warmed_engine_draws_the_same(tmp_path: Path, kind: str) -> None:
+    path = make_checkpoint(tmp_path / "model.safetensors", kind)
+    fresh, warmed = load(path), load(path)
+    warmed.warm()
+    assert torch.equal(draw(fresh, path)[0], draw(warmed, path)[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,7 +110,7 @@ def test_averaged_weights_are_left_alone(tmp_path: Path) -> None:
     assert torch.equal(draw(load(whole), whole)[0], draw(load(pruned), pruned)[0])
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sdxl-refiner"])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sdxl-refiner", "sd35-medium"])
 def test_missing_parts_are_borrowed_from_another_checkpoint(tmp_path: Path, kind: str) -> None:
     whole = make_checkpoint(tmp_path / "whole.safetensors", kind)
     bare = make_checkpoint(tmp_path / "bare.safetensors", kind, without=["vae", "text"])
@@ -224,7 +231,7 @@ load_engine(checkpoint, device="cpu", threads=1, on_phase=lambda _: None)
 """
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3"])
 def test_loading_asks_nothing_of_the_network(tmp_path: Path, kind: str) -> None:
     path = make_checkpoint(tmp_path / "model.safetensors", kind)
     command = [sys.executable, "-c", OFFLINE, str(path)]

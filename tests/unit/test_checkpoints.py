@@ -1,6 +1,5 @@
 """What a file is: every refusal with its sentence, every family from its tensors."""
 
-import json
 import logging
 import os
 import struct
@@ -15,8 +14,7 @@ from sdserve.errors import (
     UnsupportedCheckpointError,
 )
 from sdserve.families import GenerationDefaults
-
-Shapes = dict[str, tuple[int, ...]]
+from tests.headers import Shapes, header_of, refusal, write, write_model
 
 UNET = "model.diffusion_model."
 VAE: Shapes = {"first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3)}
@@ -42,46 +40,6 @@ SD1 = unet(768) | CLIP_L | VAE
 SD2 = unet(1024) | OPEN_CLIP_H | VAE
 REFINER = unet(1280, channels=384) | REFINER_CLIP | VAE
 SDXL = unet(2048) | {f"{UNET}label_emb.0.0.weight": (1280, 2816)} | OPEN_CLIP_G | VAE
-
-
-def header_of(shapes: Shapes, metadata: dict[str, str] | None = None) -> dict[str, object]:
-    table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    position = 0
-    for name, shape in shapes.items():
-        size = 2
-        for side in shape:
-            size *= side
-        table[name] = {
-            "dtype": "F16",
-            "shape": list(shape),
-            "data_offsets": [position, position + size],
-        }
-        position += size
-    return table
-
-
-def write(path: Path, table: object, data_size: int) -> Path:
-    text = json.dumps(table).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + data_size)  # sparse: full-size shapes cost no disk
-    return path
-
-
-def write_model(path: Path, shapes: Shapes, metadata: dict[str, str] | None = None) -> Path:
-    table = header_of(shapes, metadata)
-    last = list(table.values())[-1]
-    assert isinstance(last, dict)
-    return write(path, table, last["data_offsets"][1])
-
-
-def refusal(path: Path) -> str:
-    """The reason of a refusal; it must name the file once and be one sentence."""
-    with pytest.raises(CheckpointError) as caught:
-        inspect_checkpoint(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert caught.value.reason.endswith(".")
-    return caught.value.reason
 
 
 # What a file is not
@@ -210,16 +168,20 @@ def test_a_metadata_that_is_no_table_is_refused(tmp_path: Path) -> None:
         (VAE, "this is a bare VAE"),
         ({"down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3)}, "this is a bare UNet"),
         ({"text_model.final_layer_norm.weight": (768,)}, "this is a bare text encoder"),
-        (unet(768), "it has no VAE: use the full"),
+        (unet(768), "it has no VAE and no text encoder: use the full"),
         (unet(768) | VAE, "it has no text encoder: use the full"),
-        (unet(2048) | VAE, "it has no text encoders: use the full"),
+        (
+            unet(2048) | VAE,
+            "it has no CLIP-L text encoder and no CLIP-G text encoder: use the full single-file "
+            "checkpoint of the same model, or lend it what is missing with 'text_encoder: "
+            "FILE.safetensors' in a.yaml beside it.",
+        ),
         (unet(640) | VAE, "nothing tells which family it is"),
-        (unet(768) | CLIP_L, "lend it one with 'vae: FILE.safetensors' in a.yaml"),
+        (unet(768) | CLIP_L, "lend it what is missing with 'vae: FILE.safetensors' in a.yaml"),
         (unet(768, inputs=8) | CLIP_L | VAE, "this is an instruct-pix2pix model"),
         (unet(768, inputs=7) | CLIP_L | VAE, "its UNet takes 7 input channels"),
-        ({f"{UNET}joint_blocks.0.x_block.weight": (8, 8)} | VAE, "this is Stable Diffusion 3"),
-        ({f"{UNET}double_blocks.0.img_attn.weight": (8, 8)}, "this is a Flux model"),
-        ({"double_blocks.0.img_attn.weight": (8, 8)}, "this is a Flux model"),
+        (SDXL | {f"{UNET}scaled_fp8": (2,)}, "its weights are float8 with scales beside them"),
+        (SDXL | {f"{UNET}out.2.scale_weight": (1,)}, "use the float16 or bfloat16 file"),
         (SDXL | {"edm_mean": (4,)}, "this is a model with an EDM noise schedule"),
         (unet(768, channels=64) | CLIP_L | VAE, "its UNet is 64 channels wide"),
         (unet(768) | OPEN_CLIP_H | VAE, "a text width of 768 (expected 320 and 1024)"),
@@ -415,6 +377,9 @@ def test_an_empty_sidecar_says_nothing(tmp_path: Path) -> None:
         ("a: [", "its sidecar a.yaml is no YAML"),
         ("a: !!python/object/apply:os.system [touch /tmp/x]", "its sidecar a.yaml is no YAML"),
         ("family: sdxl", "its sidecar says sdxl, its tensors say sd1: correct a.yaml."),
+        ("family: sd3", "its sidecar says sd3, its tensors say sd1: correct a.yaml."),
+        ("prediction_type: flow_prediction", "'prediction_type' in its sidecar a.yaml is wrong"),
+        ("scheduler: flow_euler", "sets 'scheduler: flow_euler', which this model cannot be"),
         ("vae: gone.safetensors", "there is no file here"),
         ("vae: lora.safetensors", "takes the VAE from lora.safetensors, which has none"),
         ("text_encoder: lora.safetensors", "lora.safetensors, which is no whole sd1 checkpoint"),

@@ -5,7 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from redis import asyncio as aioredis
@@ -16,6 +16,7 @@ from sdserve.apps import AppStatus
 from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
 from sdserve.generation import EncodedImage
 from sdserve.jobs import Job, JobStatus, is_job_id
+from sdserve.limits import Limits
 from sdserve.operations import Reap, ViewApp, ViewJob
 from sdserve.store import AsyncJobStore, connect_async
 
@@ -33,6 +34,7 @@ class EdgeSettings:
     redis_url: str
     job_ttl: timedelta
     sync_wait: timedelta  # how long a synchronous request is held before it becomes a 202
+    limits: Limits = field(default_factory=Limits)
 
 
 class Edge:
@@ -45,10 +47,12 @@ class Edge:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     @asynccontextmanager
-    async def running(self, *apps: str) -> AsyncGenerator[None]:
-        """Listen, and take back run-out leases of `apps`, while the application serves."""
-        tasks = [asyncio.create_task(self._listen(), name="events")]
-        tasks += [asyncio.create_task(self._reap(app), name=f"reap {app}") for app in apps]
+    async def running(self, app: str | None = None) -> AsyncGenerator[None]:
+        """Listen, and take back run-out leases of `app` (None: of all), while we serve."""
+        tasks = [
+            asyncio.create_task(self._listen(), name="events"),
+            asyncio.create_task(self._reap(app), name="reap"),
+        ]
         try:
             yield
         finally:
@@ -137,13 +141,14 @@ class Edge:
                 for waiter in self._waiting.get(message["data"].decode(), ()):
                     waiter.set()
 
-    async def _reap(self, app: str) -> None:
-        """Replicas reap too; the edge does it when an app has none left alive."""
+    async def _reap(self, only: str | None) -> None:
+        """Replicas reap too; the edge does it when an app has none left, or is deleted."""
         while True:
             await asyncio.sleep(REAP_INTERVAL)
             try:
-                reaped = await self.store.run(Reap(app=app, job_ttl=self.settings.job_ttl))
-                if reaped.requeued or reaped.ended:
-                    log.warning("%s: leases ran out: %s", app, reaped)
+                for app in [only] if only else await self.store.unfinished():
+                    reaped = await self.store.run(Reap(app=app, job_ttl=self.settings.job_ttl))
+                    if reaped.requeued or reaped.ended:
+                        log.warning("%s: leases ran out: %s", app, reaped)
             except (StoreUnavailableError, RedisError) as error:
-                log.warning("%s: no reaping now: %s", app, error)
+                log.warning("no reaping now: %s", error)

@@ -4,8 +4,10 @@ It knows Redis and the app's specification; it never touches the model.
 """
 
 import hashlib
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Response
@@ -29,9 +31,13 @@ from sdserve import __version__
 from sdserve.apps import AppSpec, AppState, AppStatus
 from sdserve.errors import (
     AppBrokenError,
+    ClientFullError,
     IdempotencyConflictError,
     OutOfMemoryError,
+    OverloadError,
     QueueFullError,
+    ServerFullError,
+    StorageFullError,
 )
 from sdserve.generation import ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus, new_job_id
@@ -46,7 +52,7 @@ IdempotencyKey = Annotated[
 _GENERATE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}},
     202: {"model": JobResponse, "description": "cold or busy: poll the job"},
-    **problem_responses(400, 406, 409, 422, 500, 503),
+    **problem_responses(400, 406, 409, 422, 429, 500, 503),
 }
 
 
@@ -109,6 +115,7 @@ class Ingress:
                 params=body.to_params(self._spec.defaults, raw or ImageFormat.BASE64),
                 queue_limit=self._spec.queue_limit,
                 digest=_digest(body),
+                limits=self._edge.settings.limits,
                 idempotency_key=idempotency_key(key),
                 priority=body.priority,
             )
@@ -150,9 +157,12 @@ class Ingress:
                 raise IdempotencyConflictError(submitted.job_id)
             case Admission.BROKEN:
                 raise AppBrokenError(operation.app, submitted.reason or "")
-            case Admission.FULL:
+            case Admission.FULL | Admission.SERVER_FULL | Admission.CLIENT_FULL:
                 wait = full_queue_retry_after(await self._status())
-                raise QueueFullError(operation.app, submitted.ahead, wait)
+                raise _no_room(submitted, operation.app, wait)
+            case Admission.STORAGE_FULL:
+                wait = math.ceil((submitted.room_after or timedelta(0)).total_seconds()) + 1
+                raise StorageFullError("The memory for results is used up", wait)
             case _:
                 return submitted
 
@@ -186,6 +196,17 @@ class Ingress:
         body = GenerateResponse.of(job, job.metrics, images)
         # Serialised once, here: a megabyte of base64 goes through no second encoder.
         return Response(body.model_dump_json(), media_type="application/json")
+
+
+def _no_room(refused: Submitted, app: str, retry_after: int) -> OverloadError:
+    count = refused.ahead
+    match refused.admission:
+        case Admission.SERVER_FULL:
+            return ServerFullError(f"The server is full ({count} unfinished jobs)", retry_after)
+        case Admission.CLIENT_FULL:
+            return ClientFullError(f"You have {count} unfinished jobs, the limit", retry_after)
+        case _:
+            return QueueFullError(f"The queue of '{app}' is full ({count} jobs wait)", retry_after)
 
 
 def _digest(body: GenerateRequest) -> str:

@@ -13,13 +13,14 @@ from starlette.exceptions import HTTPException
 from sdserve.errors import (
     AppBrokenError,
     AppNotFoundError,
+    ClientFullError,
     GenerationError,
     IdempotencyConflictError,
     InvalidParameterError,
     JobExpiredError,
     JobNotFoundError,
     OutOfMemoryError,
-    QueueFullError,
+    OverloadError,
     SdServeError,
     StoreUnavailableError,
 )
@@ -33,7 +34,8 @@ STORE_RETRY_AFTER = 5  # seconds
 _STATUS: list[tuple[type[SdServeError], int]] = [
     (InvalidParameterError, 422),
     (IdempotencyConflictError, 422),
-    (QueueFullError, 503),
+    (ClientFullError, 429),
+    (OverloadError, 503),
     (AppBrokenError, 503),
     (AppNotFoundError, 404),
     (JobNotFoundError, 404),
@@ -111,7 +113,7 @@ def install(app: FastAPI) -> None:
     async def ours(_request: Request, error: SdServeError) -> JSONResponse:
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
         headers, errors = dict[str, str](), None
-        if isinstance(error, QueueFullError):
+        if isinstance(error, OverloadError):
             headers["Retry-After"] = str(error.retry_after)
         if isinstance(error, StoreUnavailableError):
             headers["Retry-After"] = str(STORE_RETRY_AFTER)

@@ -14,8 +14,8 @@ from deploy_scripts.policy import QueuePolicy
 from sdserve.apps import AppSpec
 from sdserve.secret import Secret
 from sdserve.settings import Settings
-from workers.puller import ReplicaSettings
 from workers.replica import DiffusionReplica
+from workers.replica_settings import ReplicaSettings
 
 # Shutting down takes this much longer than the longest job: finishing, storing, leaving.
 STOP_MARGIN = timedelta(seconds=30)
@@ -35,14 +35,21 @@ class Surroundings:
     @classmethod
     def of(cls, settings: Settings, redis_url: str) -> "Surroundings":
         return cls(
-            edge=EdgeSettings(redis_url=redis_url, job_ttl=settings.job_ttl, sync_wait=SYNC_WAIT),
+            edge=EdgeSettings(
+                redis_url=redis_url,
+                job_ttl=settings.job_ttl,
+                sync_wait=SYNC_WAIT,
+                limits=settings.limits,
+            ),
             replica=ReplicaSettings(
                 redis_url=redis_url,
                 lease=settings.lease,
                 job_ttl=settings.job_ttl,
-                result_ttl=settings.result_ttl,
+                results=settings.limits.results,
                 max_result_bytes=settings.max_result_bytes,
                 stop_grace=STOP_GRACE,
+                step_timeout=settings.step_timeout,
+                load_timeout=settings.load_timeout,
             ),
         )
 

@@ -166,7 +166,7 @@ class Deployer:
         # Marked broken in the same step, so that its ingress accepts nothing while it goes away.
         failure = JobFailure(code="app_gone", message=f"The app '{app}' was deleted.")
         drain = Drain(app=app, failure=failure, job_ttl=self._job_ttl, broken=True)
-        drained = self.store.run(drain)
+        drained = self.store.drain(drain)
         self.store.unregister_app(app)
         serve.delete(app, _blocking=False)
         return drained

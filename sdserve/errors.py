@@ -11,14 +11,19 @@ SdServeError
 ├── RequestError                   a request that cannot be accepted
 │   ├── InvalidParameterError
 │   ├── IdempotencyConflictError
-│   ├── QueueFullError
+│   ├── OverloadError              there is no room for it now
+│   │   ├── QueueFullError
+│   │   ├── ServerFullError
+│   │   ├── StorageFullError
+│   │   └── ClientFullError
 │   └── AppBrokenError
 ├── JobNotFoundError
 ├── JobExpiredError
 ├── GenerationError                a job that cannot be done
 │   ├── OutOfMemoryError
 │   └── ResultTooLargeError
-├── StoreUnavailableError          Redis is away, full or misconfigured
+├── StoreUnavailableError          Redis is away or misconfigured
+│   └── StoreFullError             its memory is used up
 └── RedisServerError               the embedded Redis server cannot be started
 """
 
@@ -115,16 +120,38 @@ class IdempotencyConflictError(RequestError):
         self.job_id = job_id
 
 
-class QueueFullError(RequestError):
-    """The app's queue or the whole store is at its bound."""
+class OverloadError(RequestError):
+    """There is no room for the request now."""
+
+    code = "overloaded"
+
+    def __init__(self, reason: str, retry_after: int) -> None:
+        super().__init__(f"{reason}: retry in {retry_after} s.")
+        self.retry_after = retry_after  # seconds
+
+
+class QueueFullError(OverloadError):
+    """The app's queue is at its bound."""
 
     code = "queue_full"
 
-    def __init__(self, app: str, waiting: int, retry_after: int) -> None:
-        super().__init__(
-            f"The queue of '{app}' is full ({waiting} jobs wait): retry in {retry_after} s."
-        )
-        self.retry_after = retry_after  # seconds
+
+class ServerFullError(OverloadError):
+    """The queues of all apps together are at their bound."""
+
+    code = "server_full"
+
+
+class StorageFullError(OverloadError):
+    """The memory for results is used up by results that must be kept for now."""
+
+    code = "storage_full"
+
+
+class ClientFullError(OverloadError):
+    """The client has as many unfinished jobs as it may have."""
+
+    code = "too_many_jobs"
 
 
 class AppBrokenError(RequestError):
@@ -177,9 +204,15 @@ class ResultTooLargeError(GenerationError):
 
 
 class StoreUnavailableError(SdServeError):
-    """Redis cannot be reached, is full, or has settings that would lose jobs."""
+    """Redis cannot be reached, or has settings that would lose jobs."""
 
     code = "store_unavailable"
+
+
+class StoreFullError(StoreUnavailableError):
+    """Redis takes nothing more: its memory is used up."""
+
+    code = "store_full"
 
 
 class RedisServerError(SdServeError):

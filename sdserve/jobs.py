@@ -55,6 +55,7 @@ class Job:
     attempt: int = 0  # claims so far; the fence of the current one
     cancel_requested: bool = False
     owner: str | None = None  # replica id
+    client: str = ""  # who submitted it; "" has no name
     result_keys: tuple[str, ...] = ()  # one store key per image
     image_seeds: tuple[int, ...] = ()
     metrics: ComputeMetrics | None = None  # of a succeeded job

@@ -2,15 +2,18 @@
 
 PREFIX = "sd:"
 JOB = PREFIX + "job:"  # hash, one per job; no TTL until final
-QUEUE = PREFIX + "q:"  # zset per app: job id -> -priority * 1e12 + sequence
+QUEUE = PREFIX + "q:"  # zset per app: job id -> -priority * 1e12 + start by CLOCK
 LEASE = PREFIX + "lease:"  # zset per app: job id -> end of the lease, server milliseconds
 REPLICAS = PREFIX + "replicas:"  # hash per app: replica id -> presence JSON
 WAKE = PREFIX + "wake:"  # list per app, a BLPOP target: only a hint
 APP = PREFIX + "app:"  # hash per app: broken reason, counters, averages
 INDEX = PREFIX + "idx"  # zset: job id -> created, server milliseconds; `:{app}` for one app
-IDEMPOTENCY = PREFIX + "idem:"  # hash per app and key: job id, digest of the body
+IDEMPOTENCY = PREFIX + "idem:"  # hash per app, client and key: job id, digest of the body
 RESULT = PREFIX + "res:"  # string `{job}:{fence}:{k}`: the bytes of image k
-SEQUENCE = PREFIX + "seq"  # counter: first come, first served
+LOAD = PREFIX + "load"  # hash: unfinished jobs (all, app:A, client:C) and bytes of results
+RESULTS = PREFIX + "results"  # zset: "bytes key" of every image kept -> stored, server milliseconds
+CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queueing)
+SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed

@@ -7,7 +7,7 @@ connection, so one definition serves the blocking and the asyncio client (store.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.resources import files
@@ -18,6 +18,7 @@ from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+from sdserve.limits import Limits, ResultBudget
 
 Reply = TypeVar("Reply")
 Argument = str | int | float
@@ -47,7 +48,10 @@ class Admission(StrEnum):
     QUEUED = "queued"
     DUPLICATE = "duplicate"  # this key or id was accepted before: the same job
     CONFLICT = "conflict"  # this key was used with another body
-    FULL = "full"  # refused: the queue is at its bound
+    FULL = "full"  # refused: the app's queue is at its bound
+    SERVER_FULL = "server_full"  # refused: all queues together are
+    CLIENT_FULL = "client_full"  # refused: this client has too many unfinished jobs
+    STORAGE_FULL = "storage_full"  # refused: no room for results
     BROKEN = "broken"  # refused: the app cannot load its checkpoint
 
 
@@ -57,8 +61,9 @@ class Submitted:
 
     admission: Admission
     job_id: str
-    ahead: int  # jobs waiting before this one
+    ahead: int = 0  # jobs before this one; of a refusal: how many there are
     reason: str | None = None  # of BROKEN
+    room_after: timedelta | None = None  # of STORAGE_FULL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class Submit(Operation[Submitted]):
     params: GenerationParams
     queue_limit: int
     digest: str  # of the body as the client sent it, before drawn values such as the seed
+    client: str = ""  # who asks; "" has no name
+    limits: Limits = field(default_factory=Limits)
     idempotency_key: str | None = None
     idempotency_ttl: timedelta = timedelta(hours=24)
     priority: int = 0
@@ -82,12 +89,12 @@ class Submit(Operation[Submitted]):
         app, idempotency = self.app, ""
         if self.idempotency_key is not None:
             # Hashed: a client's text never becomes part of a key.
-            name = hashlib.sha256(self.idempotency_key.encode()).hexdigest()
+            name = hashlib.sha256(f"{self.client}:{self.idempotency_key}".encode()).hexdigest()
             idempotency = f"{keys.IDEMPOTENCY}{app}:{name}"
         return [
             keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app,
             idempotency, keys.INDEX, f"{keys.INDEX}:{app}", keys.WAKE + app, keys.APP + app,
-            keys.SEQUENCE,
+            keys.LOAD, keys.RESULTS, keys.CLOCK + app, keys.SHARES + app,
         ]  # fmt: skip
 
     @property
@@ -95,15 +102,19 @@ class Submit(Operation[Submitted]):
         return [
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
-            self.queue_limit,
+            self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
+            self.limits.client_jobs, *_budget(self.limits.results),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
         admission = Admission(reply[0].decode())
         if admission is Admission.BROKEN:
-            reason = reply[1].decode()
-            return Submitted(admission=admission, job_id=self.job_id, ahead=0, reason=reason)
-        return Submitted(admission=admission, job_id=reply[1].decode(), ahead=reply[2])
+            return Submitted(admission=admission, job_id=self.job_id, reason=reply[1].decode())
+        job_id, number = reply[1].decode(), int(reply[2])
+        if admission is Admission.STORAGE_FULL:
+            room_after = timedelta(milliseconds=number)
+            return Submitted(admission=admission, job_id=job_id, room_after=room_after)
+        return Submitted(admission=admission, job_id=job_id, ahead=number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +129,8 @@ class Claim(Operation[list[ClaimedJob]]):
 
     @property
     def keys(self) -> list[str]:
-        return [keys.QUEUE + self.app, keys.LEASE + self.app]
+        app = self.app
+        return [keys.QUEUE + app, keys.LEASE + app, keys.CLOCK + app, keys.SHARES + app]
 
     @property
     def arguments(self) -> list[Argument]:
@@ -202,7 +214,7 @@ class Finish(Operation[Ending]):
     fence: int
     status: JobStatus
     job_ttl: timedelta
-    result_ttl: timedelta
+    results: ResultBudget
     result_keys: Sequence[str] = ()
     image_seeds: Sequence[int] = ()
     metrics: ComputeMetrics | None = None
@@ -212,7 +224,8 @@ class Finish(Operation[Ending]):
     @property
     def keys(self) -> list[str]:
         return [
-            keys.JOB + self.job_id, keys.LEASE + self.app, keys.APP + self.app, *self.result_keys,
+            keys.JOB + self.job_id, keys.LEASE + self.app, keys.APP + self.app, keys.LOAD,
+            keys.RESULTS, *self.result_keys,
         ]  # fmt: skip
 
     @property
@@ -225,8 +238,8 @@ class Finish(Operation[Ending]):
         }
         return [
             self.job_id, self.fence, self.status, json.dumps(meta),
-            int(self.job_ttl.total_seconds()), int(self.result_ttl.total_seconds()),
-            keys.CHANNEL + self.app, round(self.seconds, 4),
+            int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, round(self.seconds, 4),
+            *_budget(self.results),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Ending:
@@ -241,15 +254,20 @@ class Release(Operation[bool]):
     app: str
     job_id: str
     fence: int
+    job_ttl: timedelta  # for a job that ends here: it was cancelled, or its app is gone
 
     @property
     def keys(self) -> list[str]:
         app = self.app
-        return [keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.WAKE + app]
+        return [
+            keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.WAKE + app,
+            keys.APP + app, keys.LOAD,
+        ]  # fmt: skip
 
     @property
     def arguments(self) -> list[Argument]:
-        return [self.job_id, self.fence, keys.CHANNEL + self.app]
+        ttl = int(self.job_ttl.total_seconds())
+        return [self.job_id, self.fence, keys.CHANNEL + self.app, ttl]
 
     def read(self, reply: Any) -> bool:
         return reply == 1
@@ -275,7 +293,7 @@ class Reap(Operation[Reaped]):
     @property
     def keys(self) -> list[str]:
         app = self.app
-        return [keys.QUEUE + app, keys.LEASE + app, keys.WAKE + app, keys.APP + app]
+        return [keys.QUEUE + app, keys.LEASE + app, keys.WAKE + app, keys.APP + app, keys.LOAD]
 
     @property
     def arguments(self) -> list[Argument]:
@@ -296,7 +314,10 @@ class Cancel(Operation[JobStatus | None]):
 
     @property
     def keys(self) -> list[str]:
-        return [keys.JOB + self.job_id, keys.QUEUE + self.app, keys.APP + self.app]
+        app = self.app
+        return [
+            keys.JOB + self.job_id, keys.QUEUE + app, keys.APP + app, keys.LOAD, keys.SHARES + app,
+        ]  # fmt: skip
 
     @property
     def arguments(self) -> list[Argument]:
@@ -309,7 +330,10 @@ class Cancel(Operation[JobStatus | None]):
 
 @dataclass(frozen=True, kw_only=True)
 class Drain(Operation[int]):
-    """Fail every queued job of an app with one reason; `broken` also refuses new ones."""
+    """Fail the queued jobs of an app with one reason; `broken` also refuses new ones.
+
+    At most `limit` jobs in one call, for it blocks the server: `RedisJobStore.drain` goes on.
+    """
 
     script: ClassVar[str] = "drain"
     app: str
@@ -317,17 +341,19 @@ class Drain(Operation[int]):
     job_ttl: timedelta
     broken: bool
     spec: AppSpec | None = None  # only if the app is still deployed as this
+    limit: int = 1000
 
     @property
     def keys(self) -> list[str]:
-        return [keys.QUEUE + self.app, keys.APP + self.app, keys.APPS]
+        app = self.app
+        return [keys.QUEUE + app, keys.APP + app, keys.APPS, keys.LOAD, keys.SHARES + app]
 
     @property
     def arguments(self) -> list[Argument]:
         return [
             keys.JOB, self.failure.code, self.failure.message, int(self.job_ttl.total_seconds()),
             keys.CHANNEL + self.app, int(self.broken), self.app,
-            self.spec.to_json() if self.spec else "",
+            self.spec.to_json() if self.spec else "", self.limit,
         ]  # fmt: skip
 
     def read(self, reply: Any) -> int:
@@ -362,7 +388,7 @@ class ViewApp(Operation[AppStatus]):
             replicas.append(presence)
             slots += fields["slots"] if presence.state is not AppState.LOADING else 0
         return AppStatus(
-            state=_app_state(replicas, slots, queued + running, broken=broken is not None),
+            state=app_state(replicas, slots, queued + running, broken=broken is not None),
             phase=replicas[0].phase if replicas else None,
             queued=queued,
             running=running,
@@ -417,6 +443,7 @@ class ViewJob(Operation[Job]):
             position=reply[2],
             attempt=int(fields["attempt"]),
             cancel_requested="cancel" in fields,
+            client=fields.get("client", ""),
             owner=fields.get("owner"),
             result_keys=tuple(meta.get("results") or ()),
             image_seeds=tuple(meta.get("seeds") or ()),
@@ -426,12 +453,16 @@ class ViewJob(Operation[Job]):
 
 
 def script_text(name: str) -> str:
-    return files("sdserve").joinpath("lua", f"{name}.lua").read_text()
+    """The script, with what all scripts share after its first line, which names its flags."""
+    folder = files("sdserve").joinpath("lua")
+    flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
+    return f"{flags}\n{folder.joinpath('common.lua').read_text()}{body}"
 
 
-def _app_state(
+def app_state(
     replicas: Sequence[ReplicaPresence], slots: int, work: int, *, broken: bool
 ) -> AppState:
+    """What an app with these live replicas, ready slots and unfinished jobs can do."""
     if broken:
         return AppState.BROKEN
     if not replicas:
@@ -439,6 +470,10 @@ def _app_state(
     if slots == 0:
         return AppState.LOADING
     return AppState.BUSY if work >= slots else AppState.READY
+
+
+def _budget(budget: ResultBudget) -> list[Argument]:
+    return [budget.bytes, _milliseconds(budget.ttl), _milliseconds(budget.keep)]
 
 
 def _milliseconds(span: timedelta) -> int:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sdserve.errors import SdServeError
+from sdserve.limits import Limits, ResultBudget
 
 
 class SettingsError(SdServeError):
@@ -48,12 +49,33 @@ class Settings(BaseSettings):
     result_ttl: Seconds = Field(
         default=timedelta(hours=1), ge=timedelta(minutes=1), validation_alias="SD_RESULT_TTL"
     )
+    step_timeout: Seconds = Field(
+        default=timedelta(minutes=2), ge=timedelta(seconds=1), validation_alias="SD_STEP_TIMEOUT"
+    )
+    load_timeout: Seconds = Field(
+        default=timedelta(minutes=10), ge=timedelta(seconds=1), validation_alias="SD_LOAD_TIMEOUT"
+    )
     max_result_bytes: int = Field(
         default=32 * 2**20, ge=2**20, validation_alias="SD_MAX_RESULT_BYTES"
     )
     redis_memory_bytes: int = Field(
         default=2**30, ge=64 * 2**20, validation_alias="SD_REDIS_MEMORY_BYTES"
     )
+    result_min_ttl: Seconds = Field(
+        default=timedelta(minutes=5), ge=timedelta(0), validation_alias="SD_RESULT_MIN_TTL"
+    )
+    max_jobs: int = Field(default=10_000, ge=1, validation_alias="SD_MAX_JOBS")
+    max_jobs_per_key: int = Field(default=1_000, ge=1, validation_alias="SD_MAX_JOBS_PER_KEY")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            jobs=self.max_jobs,
+            client_jobs=self.max_jobs_per_key,
+            results=ResultBudget(
+                bytes=self.redis_memory_bytes, ttl=self.result_ttl, keep=self.result_min_ttl
+            ),
+        )
 
 
 def read_settings() -> Settings:

@@ -27,8 +27,8 @@ from redis.retry import Retry
 from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus
 from sdserve.checkpoints import ModelFile
-from sdserve.errors import StoreUnavailableError
-from sdserve.operations import Operation, ViewApp, script_text
+from sdserve.errors import StoreFullError, StoreUnavailableError
+from sdserve.operations import Drain, Operation, ViewApp, script_text
 
 Reply = TypeVar("Reply")
 
@@ -67,7 +67,7 @@ def store_errors() -> Generator[None]:
         yield
     except OutOfMemoryError as error:
         message = "Redis is full: wait until results expire, or raise its maxmemory."
-        raise StoreUnavailableError(message) from error
+        raise StoreFullError(message) from error
     except AuthenticationError as error:
         message = "Redis refuses the password in REDIS_URL: correct it."
         raise StoreUnavailableError(message) from error
@@ -144,7 +144,19 @@ class RedisJobStore:
     def heal(self, app: str) -> None:
         """Forget that an app was broken (a redeploy)."""
         with store_errors():
-            self._redis.hdel(keys.APP + app, "broken", "load_failures")
+            self._redis.hdel(keys.APP + app, "broken", "broken_code", "load_failures")
+
+    def drain(self, drain: Drain) -> int:
+        """Fail all queued jobs of an app, a part at a time. Returns how many they were."""
+        drained = 0
+        while part := self.run(drain):
+            drained += part
+        return drained
+
+    def unfinished(self) -> list[str]:
+        """The apps that have jobs which have not ended, deployed or not."""
+        with store_errors():
+            return _apps_of(self._redis.hkeys(keys.LOAD))
 
     def wish_replica(self, app: str, seconds: float) -> None:
         """Ask for a warm replica ahead of traffic, for so long."""
@@ -235,6 +247,11 @@ class AsyncJobStore:
             texts: Any = await self._redis.hgetall(keys.APPS)
         return {name.decode(): AppSpec.from_json(text) for name, text in sorted(texts.items())}
 
+    async def unfinished(self) -> list[str]:
+        """The apps that have jobs which have not ended, deployed or not."""
+        with store_errors():
+            return _apps_of(await self._redis.hkeys(keys.LOAD))
+
     async def sha256s(self, files: Sequence[ModelFile]) -> list[str | None]:
         """The SHA-256 of each file in hexadecimal, where it is known yet."""
         if not files:
@@ -252,6 +269,11 @@ class AsyncJobStore:
                     pipe.eval(text, len(view.keys), *view.keys, *view.arguments)
                 replies: list[Any] = await pipe.execute()
         return [view.read(reply) for view, reply in zip(views, replies, strict=True)]
+
+
+def _apps_of(fields: Any) -> list[str]:
+    names: list[list[str]] = [field.decode().split(":", 1) for field in sorted(fields)]
+    return [name[1] for name in names if name[0] == "app"]
 
 
 def _texts(values: Any) -> list[str | None]:

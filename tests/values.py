@@ -9,12 +9,13 @@ from sdserve.checkpoints import Checkpoint, ModelFile, inspect_checkpoint
 from sdserve.families import Family, GenerationDefaults, Kind
 from sdserve.generation import ComputeMetrics, GenerationParams, ImageFormat
 from sdserve.jobs import new_job_id
+from sdserve.limits import ResultBudget
 from sdserve.operations import Finish, Submit
-from workers.puller import ReplicaSettings
+from workers.replica_settings import ReplicaSettings
 
 APP = "sd-test"
 JOB_TTL = timedelta(hours=1)
-RESULT_TTL = timedelta(minutes=30)
+RESULTS = ResultBudget(ttl=timedelta(minutes=30))
 LEASE = timedelta(seconds=10)
 
 DEFAULTS = GenerationDefaults(
@@ -79,15 +80,18 @@ def spec(**changes: Any) -> AppSpec:
     return AppSpec(**{**fields, **changes})
 
 
-def replica_settings(redis_url: str) -> ReplicaSettings:
-    return ReplicaSettings(
-        redis_url=redis_url,
-        lease=timedelta(seconds=5),
-        job_ttl=JOB_TTL,
-        result_ttl=RESULT_TTL,
-        max_result_bytes=2**20,
-        stop_grace=timedelta(seconds=30),
-    )
+def replica_settings(redis_url: str, **changes: Any) -> ReplicaSettings:
+    fields: dict[str, Any] = {
+        "redis_url": redis_url,
+        "lease": timedelta(seconds=5),
+        "job_ttl": JOB_TTL,
+        "results": RESULTS,
+        "max_result_bytes": 2**20,
+        "stop_grace": timedelta(seconds=30),
+        "step_timeout": timedelta(minutes=2),
+        "load_timeout": timedelta(minutes=10),
+    }
+    return ReplicaSettings(**{**fields, **changes})
 
 
 def submit(**changes: Any) -> Submit:
@@ -109,6 +113,6 @@ def finish(job_id: str, fence: int, status: Any, **changes: Any) -> Finish:
         "fence": fence,
         "status": status,
         "job_ttl": JOB_TTL,
-        "result_ttl": RESULT_TTL,
+        "results": RESULTS,
     }
     return Finish(**{**fields, **changes})

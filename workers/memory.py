@@ -1,5 +1,6 @@
 """Out of memory as an answer: torch's allocator errors become ours, with a size that should fit."""
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +11,17 @@ import torch
 from sdserve.errors import OutOfMemoryError
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
+_ALLOCATION = re.compile(
+    r"can't allocate memory|not enough memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator failed, on the GPU or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # The CPU allocator raises a bare RuntimeError.
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    )
+    # The CPU allocator raises a bare RuntimeError; so do CUDA's libraries for memory of their own.
+    return isinstance(error, RuntimeError) and _ALLOCATION.search(str(error)) is not None
 
 
 @contextmanager

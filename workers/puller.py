@@ -1,7 +1,12 @@
 """What a replica does: hold one checkpoint and pull jobs from its app's queue.
 
 Threads: the engine thread loads, claims, steps and decodes; the heartbeat keeps presence and leases
-(heartbeat.py); one finisher encodes images and stores results beside the next job's denoising.
+(heartbeat.py); the finisher encodes and stores results beside the next job's denoising
+(finisher.py); the watchdog notices that the engine thread hangs (watchdog.py).
+
+Three ways out: told to stop, it finishes or hands back its jobs; dying (a hang, a lost device, an
+error that should not be) it gives up its leases, which counts as a lost worker; killed, its leases
+run out. An exception of one job is none of these: it ends that job alone.
 """
 
 import logging
@@ -10,63 +15,70 @@ import platform
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from sdserve.apps import AppSpec, AppState, ReplicaPresence
-from sdserve.errors import CheckpointError, GenerationError, SdServeError, StoreUnavailableError
-from sdserve.generation import ComputeMetrics
-from sdserve.jobs import ClaimedJob, JobFailure, JobStatus
-from sdserve.operations import Claim, Drain, Ending, Finish, Pulse, Reap, Release
+from sdserve.errors import CheckpointError, SdServeError, StoreUnavailableError
+from sdserve.jobs import JobStatus
+from sdserve.operations import Claim, Pulse, Reap, Release
 from sdserve.store import RedisJobStore, connect
+from workers.finisher import Finisher, failure_of
 from workers.heartbeat import Heartbeat
 from workers.loading import load_engine, refuse_changed
 from workers.metering import Meter
+from workers.replica_settings import ReplicaSettings
 from workers.run import JobRun
+from workers.startup import Startup
+from workers.watchdog import LAST_WORDS, Watchdog, end_process_in, spare_process
 
 if TYPE_CHECKING:  # imported by load_engine, after the file has begun to be read
     from workers.engine import DiffusionEngine
 
 log = logging.getLogger(__name__)
 
-Value = TypeVar("Value")
-
-MAX_LOAD_FAILURES = 3  # starts in a row; then the app is broken rather than started for ever
 STORE_RETRY = 0.5  # seconds
-FINISH_PATIENCE = 120.0  # seconds that a finished picture waits for Redis to come back
-WORK_WAIT = 1.0  # seconds of one blocking read
-REAP_INTERVAL = 1.0  # seconds
+REAP_INTERVAL = 0.5  # seconds; also the longest blocking read
+ALONE_INTERVAL = 0.01  # seconds between looks whether a job that runs alone may begin
 FILES_INTERVAL = 2.0  # seconds between looks whether the checkpoint is still the same file
 
-
-@dataclass(frozen=True, kw_only=True)
-class ReplicaSettings:
-    """What a replica needs to know of its surroundings."""
-
-    redis_url: str
-    lease: timedelta
-    job_ttl: timedelta
-    result_ttl: timedelta
-    max_result_bytes: int
-    stop_grace: timedelta  # how long a running job may go on once the replica is told to stop
+# A step's limit is generous because a wrong alarm costs a job an attempt, a late one only time:
+# the slowest steps of a GPU take seconds, those of SDXL on one loaded core a quarter of an hour.
+CPU_PATIENCE = 20  # times the limit of a GPU
 
 
 class Puller:
-    """Pulls and runs the jobs of one app, from its construction to `stop`."""
+    """Pulls and runs the jobs of one app, from its construction to `stop` or to its death."""
 
-    def __init__(self, spec: AppSpec, settings: ReplicaSettings, *, born: float) -> None:
-        """Start. `born` is when the replica began to come up (monotonic seconds)."""
+    def __init__(
+        self,
+        spec: AppSpec,
+        settings: ReplicaSettings,
+        *,
+        born: float,
+        load: Callable[..., "DiffusionEngine"] = load_engine,
+        end_process: Callable[[int], object] | None = None,
+    ) -> None:
+        """Start.
+
+        Args:
+            spec: the app.
+            settings: the replica's surroundings.
+            born: when the replica began to come up (monotonic seconds).
+            load: as `load_engine`.
+            end_process: called with an exit code by a puller that dies.
+        """
         self._spec = spec
         self._settings = settings
+        self._end_process = end_process or _end_process
         self._device = "cuda:0" if spec.num_gpus else "cpu"
-        self._born = born
-        self._ready_at = self._born
+        step_timeout = settings.step_timeout * (1 if spec.num_gpus else CPU_PATIENCE)
+        self._step_limit = step_timeout.total_seconds()
+        self._born = self._ready_at = born
         # A blocking read may not outlive the reply time-out, hence the longer one.
-        self._store = RedisJobStore(connect(settings.redis_url, reply_timeout=WORK_WAIT + 2))
+        self._store = RedisJobStore(connect(settings.redis_url, reply_timeout=REAP_INTERVAL + 2))
         self._id = f"{platform.node()}-{os.getpid()}-{uuid4().hex[:6]}"
         presence = ReplicaPresence(
             id=self._id,
@@ -75,116 +87,108 @@ class Puller:
             pid=os.getpid(),
             node=platform.node(),
         )
-        self._heart = Heartbeat(
-            RedisJobStore(connect(settings.redis_url)),
-            spec.name,
-            presence,
-            slots=spec.slots,
-            lease=settings.lease,
-        )
-        self._stopping = threading.Event()
+        store = RedisJobStore(connect(settings.redis_url))
+        self._heart = Heartbeat(store, spec.name, presence, slots=spec.slots, lease=settings.lease)
+        self._finisher = Finisher(spec, settings, self._store, self._heart, self._id)
+        self._watchdog = Watchdog(self.die)
+        self._startup = Startup(spec, settings, self._store, self._heart, self._watchdog)
+        self._started, self._stopping = threading.Event(), threading.Event()
+        self._gone = threading.Event()  # stopped or dying: what still runs counts no more
+        self._dying = threading.Lock()
         self._reaped_at = self._looked_at = 0.0
-        self._death: BaseException | None = None
-        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="finish")
         self._active: list[JobRun] = []
-        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+        self._retiring = threading.Lock()  # of runs out of `_active`: each ends in one way only
+        self._thread = threading.Thread(target=self._live, args=(load,), name="engine", daemon=True)
         self._heart.start()
+        self._watchdog.start()
         self._thread.start()
 
     @property
-    def death(self) -> BaseException | None:
-        """What ended the engine thread, if it should have gone on."""
-        return self._death
+    def is_stopping(self) -> bool:
+        """Whether it claims nothing more."""
+        return self._stopping.is_set()
 
-    def stop(self) -> None:
-        """Claim nothing more, finish or hand back what runs, leave."""
+    def stop(self, grace: timedelta | None = None) -> None:
+        """Claim nothing more, finish or hand back what runs, leave.
+
+        Args:
+            grace: how long running jobs may go on; the settings' `stop_grace` if None.
+        """
         self._stopping.set()
-        self._thread.join(self._settings.stop_grace.total_seconds())
-        for run in list(self._active):
-            self._release(run.job)
-        self._finisher.shutdown(wait=True)
+        if self._started.is_set():  # before that it holds no job, and loading takes long
+            grace = self._settings.stop_grace if grace is None else grace
+            self._thread.join(grace.total_seconds())
+        self._gone.set()
+        self._hand_back()  # here, not in the engine thread: its step may take long yet
+        self._finisher.close()
+        self._watchdog.stop()
         with suppress(StoreUnavailableError):  # the presence runs out by itself
             self._heart.stop()
 
+    def die(self, reason: str) -> None:
+        """End this process as a lost worker: its jobs run elsewhere, with one attempt less.
+
+        What is drawn already is still stored. While Redis is away the process ends without a word,
+        and leases and presence run out.
+
+        Args:
+            reason: for the log; the app's, if it breaks because it cannot be loaded.
+        """
+        if self._gone.is_set() or not self._dying.acquire(blocking=False):
+            return
+        log.critical("%s: replica %s ends: %s", self._spec.name, self._id, reason)
+        self._gone.set()
+        self._stopping.set()
+        self._watchdog.stop()
+        end_process_in(LAST_WORDS)
+        if not self._started.is_set():
+            self._startup.failed(reason)
+        self._finisher.close()
+        try:
+            self._heart.surrender()
+        except StoreUnavailableError as error:
+            log.warning("%s: the leases will run out: %s", self._spec.name, error)
+        spare_process()
+        self._end_process(1)  # Serve starts another replica
+
     # --- the engine thread -------------------------------------------------------------------
 
-    def _live(self) -> None:
+    def _live(self, load: Callable[..., "DiffusionEngine"]) -> None:
         try:
-            engine = self._load()
+            engine = self._startup.load(load, device=self._device, born=self._born)
+            self._ready_at = time.monotonic()
+            self._started.set()
             if engine is not None:
                 self._serve(engine)
+            self._watchdog.stop()
         except BaseException as error:
             log.exception("%s: the engine thread died", self._spec.name)
-            self._death = error
-            raise
-
-    def _load(self) -> "DiffusionEngine | None":
-        """Build the engine; None when the app is broken and this replica has nothing to do."""
-        spec = self._spec
-        died = self._persist(lambda: self._store.load_failures(spec.name))
-        if died >= MAX_LOAD_FAILURES:
-            self._break(
-                f"{died} starts in a row ended before the model was loaded, as when the system "
-                "kills a process for its memory: free memory, or give the app more."
-            )
-            return None
-        try:
-            engine = load_engine(
-                spec.checkpoint,
-                device=self._device,
-                threads=max(1, int(spec.num_cpus)),
-                on_phase=lambda phase: self._heart.announce(AppState.LOADING, phase),
-            )
-        except CheckpointError as error:
-            self._break(error.reason)
-            return None
-        except Exception as error:
-            failures = self._persist(lambda: self._store.count_load_failure(spec.name))
-            if failures < MAX_LOAD_FAILURES:
-                raise  # Serve starts another replica
-            log.exception("%s: cannot be loaded", spec.name)
-            what = str(error) if isinstance(error, SdServeError) else f"{error!r}."
-            self._break(f"{what} ({failures} starts failed.)")
-            return None
-        self._ready_at = time.monotonic()
-        self._persist(lambda: self._store.note_load(spec.name, self._ready_at - self._born))
-        log.info("%s: ready after %.1f s", spec.name, self._ready_at - self._born)
-        return engine
-
-    def _break(self, reason: str) -> None:
-        """Mark the app broken and end its queued jobs with the reason; a redeploy heals."""
-        log.error("%s: broken: %s", self._spec.name, reason)
-        self._heart.announce(AppState.LOADING, f"broken: {reason}")
-        failure = JobFailure(code="app_broken", message=reason)
-        drain = Drain(
-            app=self._spec.name,
-            failure=failure,
-            job_ttl=self._settings.job_ttl,
-            broken=True,
-            spec=self._spec,
-        )
-        self._persist(lambda: self._store.run(drain))
+            self.die(str(error) if isinstance(error, SdServeError) else f"{error!r}.")
 
     def _serve(self, engine: "DiffusionEngine") -> None:
         self._heart.announce(AppState.READY, "ready")
-        while not self._stopping.is_set() or self._active:
+        while not self._gone.is_set() and (self._active or not self._stopping.is_set()):
+            self._watchdog.expect("Looking for work", self._step_limit)
             try:
                 self._reap()
                 self._look_at_files()
                 self._claim()
                 if not self._active and not self._stopping.is_set():
-                    self._store.wait_for_work(self._spec.name, WORK_WAIT)
+                    wait = self._reaped_at + REAP_INTERVAL - time.monotonic()
+                    self._store.wait_for_work(self._spec.name, max(wait, 0.01))
             except StoreUnavailableError as error:
                 log.warning("%s: %s", self._spec.name, error)
                 if not self._active:
                     self._stopping.wait(STORE_RETRY)
             self._drop_unwanted()
-            for run in [run for run in self._active if run.denoising is None]:
-                self._guarded([run], lambda run=run: self._begin(engine, run))
+            for run in [run for run in self._active if self._may_begin(run)]:
+                self._guarded([run], "Encoding", lambda run=run: self._begin(engine, run))
             for batch in self._batches():
-                self._guarded(batch, lambda batch=batch: self._step(engine, batch))
+                self._guarded(batch, "A step", lambda batch=batch: self._step(engine, batch))
             for run in [run for run in self._active if run.denoising and run.denoising.is_done]:
-                self._guarded([run], lambda run=run: self._decode(engine, run))
+                self._guarded([run], "Decoding", lambda run=run: self._decode(engine, run))
+            if self._active and not any(run.denoising or run.pictures for run in self._active):
+                time.sleep(ALONE_INTERVAL)
 
     def _reap(self) -> None:
         if time.monotonic() - self._reaped_at >= REAP_INTERVAL:
@@ -201,18 +205,20 @@ class Puller:
         except CheckpointError as error:
             self._stopping.set()
             # Handed back, they fail with the queue, or run on the app that was deployed meanwhile.
-            for run in list(self._active):
-                self._active.remove(run)
-                self._release(run.job)
-                self._heart.drop(run.job)
-            self._break(error.reason)
+            self._hand_back()
+            self._startup.break_app(error.reason)
 
     def _claim(self) -> None:
-        free = self._spec.slots - len(self._active)
-        if free <= 0 or self._stopping.is_set():
-            return
-        claim = Claim(app=self._spec.name, replica=self._id, count=free, lease=self._settings.lease)
-        for job in self._store.run(claim):
+        while len(self._active) < self._spec.slots and not self._stopping.is_set():
+            if any(fence > 1 for _, fence in self._heart.held):
+                return  # it runs alone
+            claim = Claim(
+                app=self._spec.name, replica=self._id, count=1, lease=self._settings.lease
+            )
+            claimed = self._store.run(claim)
+            if not claimed:
+                return
+            (job,) = claimed
             self._heart.hold(job)
             # Of the wait, what this replica spent loading: the rest was the queue's.
             now = time.monotonic()
@@ -221,18 +227,26 @@ class Puller:
             run = JobRun(job=job, meter=meter, load_seconds=load, queue_seconds=job.waited - load)
             self._active.append(run)
 
+    def _may_begin(self, run: JobRun) -> bool:
+        """A job that has lost a replica before may be what kills them: it takes no other with it.
+
+        Nor can another such job take it: it was perhaps only the neighbour. So it begins when it is
+        all that this replica holds, and nothing more is claimed until its end is stored.
+        """
+        is_alone = {job_id for job_id, _ in self._heart.held} == {run.job.id}
+        return run.denoising is None and (run.job.fence == 1 or is_alone)
+
     def _drop_unwanted(self) -> None:
         """Stop what the user cancelled and what another replica has taken over."""
         for run in list(self._active):
             pulse = self._heart.pulse(run.job)
             if pulse is Pulse.OK:
                 continue
-            self._active.remove(run)
             if pulse is Pulse.CANCEL:
-                self._finisher.submit(self._finish, run.job, JobStatus.CANCELLED)
+                self._retire(run, lambda run=run: self._finisher.end(run.job, JobStatus.CANCELLED))
             else:
                 log.warning("job %s: the claim (fence %d) was lost", run.job.id, run.job.fence)
-                self._heart.drop(run.job)
+                self._retire(run, lambda run=run: self._heart.drop(run.job))
 
     def _batches(self) -> list[list[JobRun]]:
         """The runs that can share one UNet call: those with the same latent shape."""
@@ -263,145 +277,58 @@ class Puller:
             run.pictures.append(engine.decode(run.denoising))  # on the host: nothing runs any more
         run.denoising = None
         if len(run.pictures) == run.job.params.num_images:
-            self._active.remove(run)
-            self._finisher.submit(self._succeed, run)
+            self._retire(run, lambda: self._finisher.succeed(run))
 
-    def _guarded(self, batch: list[JobRun], work: Callable[[], None]) -> None:
-        """Do a part of the work of these jobs; an error ends them, not the replica."""
+    def _guarded(self, batch: list[JobRun], what: str, work: Callable[[], None]) -> None:
+        """Do a part of the work of these jobs; an error ends them, not the replica.
+
+        Raises:
+            RuntimeError: the device is lost, which ends the replica.
+        """
+        self._watchdog.expect(what, self._step_limit * len(batch))
         try:
             work()
         except Exception as error:
-            failure = _failure(error)
+            from workers.device import is_device_lost  # imports torch, as the engine has
+
+            if is_device_lost(error):
+                raise
+            failure = failure_of(error)
             if failure.code == "internal_error":
                 log.exception("jobs %s failed", [run.job.id for run in batch])
             for run in batch:
-                self._active.remove(run)
-                self._finisher.submit(self._finish, run.job, JobStatus.FAILED, failure)
-
-    # --- the finisher ------------------------------------------------------------------------
-
-    def _succeed(self, run: JobRun) -> None:
-        try:
-            self._finish_images(run)
-        except Exception as error:
-            failure = _failure(error)
-            log.exception("job %s: its images could not be kept", run.job.id)
-            self._finish(run.job, JobStatus.FAILED, failure)
-
-    def _finish_images(self, run: JobRun) -> None:
-        from workers.images import encode_image
-
-        job, params = run.job, run.job.params
-        with run.timed("image_encode"):
-            images = [
-                encode_image(
-                    pixels,
-                    params.format,
-                    params,
-                    model=self._spec.checkpoint.name,
-                    seed=(params.seed + k) % 2**32,
+                self._retire(
+                    run, lambda run=run: self._finisher.end(run.job, JobStatus.FAILED, failure)
                 )
-                for k, pixels in enumerate(run.pictures)
-            ]
-        size = sum(len(image.data) for image in images)
-        if size > self._settings.max_result_bytes:
-            limit = self._settings.max_result_bytes
-            message = f"The images have {size} bytes, the limit is {limit}: ask for fewer, or JPEG."
-            self._finish(
-                job, JobStatus.FAILED, JobFailure(code="result_too_large", message=message)
+
+    # --- any thread --------------------------------------------------------------------------
+
+    def _retire(self, run: JobRun, end: Callable[[], None]) -> None:
+        """End a run, unless it has been handed back meanwhile."""
+        with self._retiring:
+            if run in self._active:
+                end()
+                self._active.remove(run)
+
+    def _hand_back(self) -> None:
+        """Return the running jobs to the queue, as if this replica had never claimed them."""
+        with self._retiring:
+            runs = list(self._active)
+            self._active.clear()
+        for run in runs:
+            release = Release(
+                app=self._spec.name,
+                job_id=run.job.id,
+                fence=run.job.fence,
+                job_ttl=self._settings.job_ttl,
             )
-            return
-        blobs = [image.data for image in images]
-        names = self._persist(lambda: self._store.put_results(job.id, job.fence, blobs))
-        seeds = [image.seed for image in images]
-        metrics = self._bill(run)
-        self._finish(
-            job,
-            JobStatus.SUCCEEDED,
-            result_keys=names,
-            image_seeds=seeds,
-            metrics=metrics,
-            seconds=sum(run.seconds.values()),
-        )
-
-    def _bill(self, run: JobRun) -> ComputeMetrics:
-        seconds = run.seconds
-        on_replica = time.monotonic() - run.claimed_at
-        on_device = seconds["encode"] + seconds["denoise"] + seconds["decode"]
-        return ComputeMetrics(
-            query_duration_seconds=run.queue_seconds + run.load_seconds + on_replica,
-            replica_num_cpus=self._spec.num_cpus,
-            queue_seconds=run.queue_seconds,
-            load_seconds=run.load_seconds,
-            encode_seconds=seconds["encode"],
-            denoise_seconds=seconds["denoise"],
-            decode_seconds=seconds["decode"],
-            image_encode_seconds=seconds["image_encode"],
-            seconds_per_step=seconds["denoise"] / run.job.params.total_steps,
-            gpu_seconds=on_device if self._spec.num_gpus else None,
-            replica_id=self._id,
-            node=platform.node(),
-            **asdict(run.meter.stop()),
-        )
-
-    def _finish(
-        self,
-        job: ClaimedJob,
-        status: JobStatus,
-        error: JobFailure | None = None,
-        *,
-        result_keys: list[str] | None = None,
-        image_seeds: list[int] | None = None,
-        metrics: ComputeMetrics | None = None,
-        seconds: float = 0.0,
-    ) -> None:
-        finish = Finish(
-            app=self._spec.name,
-            job_id=job.id,
-            fence=job.fence,
-            status=status,
-            error=error,
-            job_ttl=self._settings.job_ttl,
-            result_ttl=self._settings.result_ttl,
-            result_keys=result_keys or [],
-            image_seeds=image_seeds or [],
-            metrics=metrics,
-            seconds=seconds,
-        )
-        try:
-            ending = self._persist(lambda: self._store.run(finish))
-            if ending is Ending.LOST:
-                log.warning("job %s: finished too late, another claim counts", job.id)
-        finally:
-            self._heart.drop(job)
-
-    def _release(self, job: ClaimedJob) -> None:
-        release = Release(app=self._spec.name, job_id=job.id, fence=job.fence)
-        try:
-            self._store.run(release)
-        except StoreUnavailableError as error:
-            log.warning("job %s: not handed back (%s); its lease will run out", job.id, error)
-
-    def _persist(self, call: Callable[[], Value]) -> Value:
-        """Call the store, and again while Redis is away: what was computed is worth waiting for.
-
-        Raises:
-            StoreUnavailableError: Redis stayed away for FINISH_PATIENCE.
-        """
-        deadline = time.monotonic() + FINISH_PATIENCE
-        while True:
             try:
-                return call()
+                self._store.run(release)
             except StoreUnavailableError as error:
-                if time.monotonic() > deadline:
-                    raise
-                log.warning("%s: %s", self._spec.name, error)
-                time.sleep(STORE_RETRY)
+                log.warning("job %s: not handed back (%s); its lease runs out", run.job.id, error)
+            self._heart.drop(run.job)
 
 
-def _failure(error: Exception) -> JobFailure:
-    """An exception as the job's error: ours say what to do, others are a defect with a log."""
-    if isinstance(error, GenerationError | StoreUnavailableError):
-        return JobFailure(code=error.code, message=str(error))
-    message = f"{type(error).__name__}: {error}. The replica's log has the traceback."
-    return JobFailure(code="internal_error", message=message)
+def _end_process(code: int) -> None:
+    logging.shutdown()
+    os._exit(code)

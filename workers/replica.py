@@ -1,15 +1,19 @@
-"""The replica as Ray Serve knows it. Serve constructs it, asks `check_health`, and calls `__del__`.
+"""The replica as Ray Serve knows it. Serve constructs it and calls `__del__` to stop it.
 
 No request ever reaches it through Serve: it pulls (puller.py). The pulling is done in a child of
 the node's standby process, which has the libraries imported, or in this process where none runs.
+Either way a puller that dies takes this process with it, and Serve starts another replica.
 """
 
+import atexit
 import os
 import threading
 import time
+from datetime import timedelta
 
 from sdserve.apps import AppSpec
-from workers.puller import Puller, ReplicaSettings
+from workers.puller import Puller
+from workers.replica_settings import ReplicaSettings
 from workers.standby import Child, fork_puller
 
 
@@ -24,15 +28,7 @@ class DiffusionReplica:
         if self._child:
             watch = threading.Thread(target=self._watch, args=(self._child,), daemon=True)
             watch.start()
-
-    def check_health(self) -> None:
-        """Serve replaces a replica whose engine thread has died.
-
-        Raises:
-            RuntimeError: it has.
-        """
-        if self._puller and self._puller.death:
-            raise RuntimeError(f"the engine thread died: {self._puller.death!r}")
+        atexit.register(self._terminate)  # what Ray makes of a SIGTERM; it calls no `__del__`
 
     def __del__(self) -> None:
         self._stopping = True
@@ -40,6 +36,13 @@ class DiffusionReplica:
             self._child.stop()
         elif self._puller:
             self._puller.stop()
+
+    def _terminate(self) -> None:
+        self._stopping = True
+        if self._child:
+            self._child.terminate()
+        elif self._puller:
+            self._puller.stop(timedelta(0))
 
     def _watch(self, child: Child) -> None:
         child.wait()

@@ -6,7 +6,8 @@ touches a device or a tensor, so its children may: CUDA cannot be forked once it
     python -m workers.standby      in the environment of a Ray worker; it ends when the node does
 
 A child belongs to the replica that asked for it, over the connection on which it asked: when either
-ends, so does the other. It answers one byte when it runs and ends on one byte.
+ends, so does the other. It answers one byte when it runs and is told by one byte to end: when its
+jobs have ended, or at once.
 """
 
 import fcntl
@@ -22,11 +23,14 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
@@ -34,17 +38,20 @@ from pydantic import TypeAdapter
 
 from sdserve.apps import AppSpec
 from sdserve.daemon import Daemon
-from workers.puller import Puller, ReplicaSettings
+from workers.puller import Puller
+from workers.replica_settings import ReplicaSettings
 
 log = logging.getLogger(__name__)
 
 _HERE = {"HF_HUB_OFFLINE": "1", "THP_MEM_ALLOC_ENABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _RAYLET = "RAY_RAYLET_PID"  # set by Ray in its workers
 _SOCKET, _RECORD = "socket", "process.json"
-_STARTED, _STOP = b"s", b"q"
+_STARTED, _STOP, _TERMINATE = b"s", b"q", b"t"
 _START_LIMIT = 60.0  # seconds
 _ANSWER_PATIENCE = 60.0  # seconds; a standby that has just been started is importing
+_END_PATIENCE = 5.0  # seconds
 _WATCH_INTERVAL = 1.0  # seconds
+_AT_ONCE = timedelta(0)  # who sends SIGTERM kills soon after
 _SETTINGS: TypeAdapter[ReplicaSettings] = TypeAdapter(ReplicaSettings)
 
 
@@ -62,8 +69,15 @@ class Child:
 
     def stop(self) -> None:
         """Tell it to finish or hand back its jobs, and wait until it has ended."""
+        self._tell(_STOP)
+
+    def terminate(self) -> None:
+        """As `stop`, but hand back all that is not drawn yet."""
+        self._tell(_TERMINATE)
+
+    def _tell(self, word: bytes) -> None:
         with suppress(OSError):  # it has ended already
-            self.connection.sendall(_STOP)
+            self.connection.sendall(word)
         self.wait()
 
 
@@ -89,7 +103,15 @@ def fork_puller(spec: AppSpec, settings: ReplicaSettings, *, born: float) -> Chi
             return _ask(request)
         except (OSError, subprocess.SubprocessError) as error:
             log.warning("no replica from the standby process (%s)", error)
+            _await_end()
     return None
+
+
+def _await_end() -> None:
+    """Until a standby that was killed has ended: for a moment it runs but does not listen."""
+    if standby := Daemon.find(_folder() / _RECORD):
+        with suppress(psutil.Error):
+            psutil.Process(standby.pid).wait(_END_PATIENCE)
 
 
 def _ask(request: bytes) -> Child:
@@ -157,27 +179,40 @@ def main() -> int:
 
 def _run_child(connection: socket.socket) -> NoReturn:
     """Pull until told to stop, or until the replica that asked is gone."""
-    code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         request = _receive(connection)
         os.environ.clear()
         os.environ.update({**request["environment"], **_HERE})
-        puller = Puller(
-            AppSpec.from_json(request["spec"]),
-            _SETTINGS.validate_json(request["settings"]),
-            born=request["born"],
-        )
+        settings = _SETTINGS.validate_json(request["settings"])
+        puller = Puller(AppSpec.from_json(request["spec"]), settings, born=request["born"])
+
+        def terminate(_signal: int, _frame: FrameType | None) -> None:
+            _start_leaving(puller, _AT_ONCE)
+
+        signal.signal(signal.SIGTERM, terminate)
         connection.sendall(_STARTED)
-        while puller.death is None:
-            told, _, _ = select.select([connection], [], [], _WATCH_INTERVAL)
-            if told:
-                if connection.recv(1) == _STOP:
-                    puller.stop()
-                    code = 0
-                break
+        while word := connection.recv(1):
+            _start_leaving(puller, settings.stop_grace if word == _STOP else _AT_ONCE)
+        # Killed, perhaps for the memory that a job of ours took: that must count.
+        puller.die("the process of Serve's replica is gone")
+        threading.Event().wait()  # somebody else is ending this process already
     except BaseException:
         log.exception("the child of the standby process failed")
+    finally:
+        os._exit(1)
+
+
+def _start_leaving(puller: Puller, grace: timedelta) -> None:
+    """Stop on a thread of its own: a second word, which allows less time, must still be heard."""
+    threading.Thread(target=_leave, args=(puller, grace), name="leave", daemon=True).start()
+
+
+def _leave(puller: Puller, grace: timedelta) -> NoReturn:
+    code = 1
+    try:
+        puller.stop(grace)
+        code = 0
     finally:
         logging.shutdown()
         os._exit(code)

@@ -5,8 +5,7 @@
 -- KEYS replicas lease app
 -- ARGV job_prefix lease_ms replica presence_json presence_ttl_ms channel (id fence step phase)*
 local replicas, lease, channel = KEYS[1], KEYS[2], ARGV[6]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = server_ms()
 local presence = cjson.decode(ARGV[4])
 presence['until'] = now + tonumber(ARGV[5])
 redis.call('HSET', replicas, ARGV[3], cjson.encode(presence))
@@ -14,7 +13,7 @@ redis.call('EXPIRE', replicas, 86400)
 local fields = redis.call('HGETALL', replicas)
 for i = 1, #fields, 2 do
   local other = cjson.decode(fields[i + 1])
-  if other['until'] < now then
+  if other['until'] <= now and fields[i] ~= ARGV[3] then
     redis.call('HDEL', replicas, fields[i])
     if other['state'] == 'loading' then redis.call('HINCRBY', KEYS[3], 'load_failures', 1) end
   end

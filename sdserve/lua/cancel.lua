@@ -1,20 +1,21 @@
 #!lua flags=allow-oom
 -- Cancel a job: at once when it is queued, within one step when it runs (the heartbeat carries the
 -- wish to the replica). Answers the status found: queued, running, a final one, or missing.
--- KEYS job queue app
+-- KEYS job queue app load shares
 -- ARGV id job_ttl_s channel
-local job, queue, app = KEYS[1], KEYS[2], KEYS[3]
+local job, queue, app, load, shares = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local status = redis.call('HGET', job, 'status')
 if not status then return 'missing' end
 if status == 'running' then
   redis.call('HSET', job, 'cancel', 1)
 elseif status == 'queued' then
-  local time = redis.call('TIME')
   redis.call('ZREM', queue, ARGV[1])
-  redis.call('HSET', job, 'status', 'cancelled', 'cancel', 1,
-    'ended', time[1] * 1000 + math.floor(time[2] / 1000))
-  redis.call('EXPIRE', job, ARGV[2])
-  redis.call('HINCRBY', app, 'cancelled', 1)
-  redis.call('PUBLISH', ARGV[3], ARGV[1])
+  redis.call('HSET', job, 'cancel', 1)
+  -- What was not served is not charged.
+  local charged = redis.call('HMGET', job, 'share', 'cost')
+  if redis.call('HEXISTS', shares, charged[1]) == 1 then
+    redis.call('HINCRBY', shares, charged[1], -charged[2])
+  end
+  end_job(job, ARGV[1], 'cancelled', server_ms(), ARGV[2], app, load, ARGV[3])
 end
 return status

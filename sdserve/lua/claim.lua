@@ -1,18 +1,23 @@
 #!lua
 -- Lease up to n queued jobs to a replica. The attempt number is the fence of this claim.
 -- Not allow-oom: with a full store the picture could not be kept, so no GPU time is spent.
--- KEYS queue lease
+-- KEYS queue lease clock shares
 -- ARGV job_prefix replica n lease_ms
-local queue, lease = KEYS[1], KEYS[2]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local queue, lease, clock, shares = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local now = server_ms()
 local claimed = {}
 while #claimed < tonumber(ARGV[3]) do
-  local id = redis.call('ZRANGE', queue, 0, 0)[1]
+  local next = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
+  local id = next[1]
   if not id then break end
   redis.call('ZREM', queue, id)
   local job = ARGV[1] .. id
   if redis.call('HGET', job, 'status') == 'queued' then
+    local priority = 0 - math.floor(next[2] / 1e12)
+    local start = next[2] + priority * 1e12
+    if start > tonumber(redis.call('HGET', clock, priority) or 0) then
+      redis.call('HSET', clock, priority, start)
+    end
     local attempt = redis.call('HINCRBY', job, 'attempt', 1)
     redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'step', 0,
       'phase', 'starting')
@@ -21,4 +26,6 @@ while #claimed < tonumber(ARGV[3]) do
     claimed[#claimed + 1] = {id, attempt, facts[1], now - facts[2]}
   end
 end
+-- With nobody waiting nobody has had more than a share.
+if redis.call('ZCARD', queue) == 0 then redis.call('DEL', shares) end
 return claimed

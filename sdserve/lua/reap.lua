@@ -1,40 +1,27 @@
 #!lua flags=allow-oom
--- Take back every lease that has run out: to the queue, or to an end when the user cancelled or
--- the job has lost too many replicas. Idempotent; any process may run it at any time.
--- KEYS queue lease wake app
+-- Take back every lease that has run out: to the queue, or to an end when the user cancelled, the
+-- app takes no jobs any more, or the job has lost too many replicas. Idempotent; any process may
+-- run it at any time.
+-- KEYS queue lease wake app load
 -- ARGV job_prefix limit job_ttl_s channel
-local queue, lease, wake, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local queue, lease, wake, app, load = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local now = server_ms()
 local requeued, ended = 0, 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', lease, '-inf', now, 'LIMIT', 0, ARGV[2])) do
   local job = ARGV[1] .. id
   redis.call('ZREM', lease, id)
-  local held = redis.call('HMGET', job, 'status', 'attempt', 'max_attempts', 'score', 'cancel')
+  local held = redis.call('HMGET', job, 'status', 'attempt', 'max_attempts', 'cancel')
   if held[1] == 'running' then
-    local status
-    if held[5] then
-      status = 'cancelled'
-    elseif tonumber(held[2]) >= tonumber(held[3]) then
-      status = 'failed'
-      redis.call('HSET', job, 'meta', cjson.encode({error = {code = 'worker_lost',
-        message = 'The replica that ran this job was lost ' .. held[2] .. ' times: the job itself '
-          .. 'may be what kills it. Submit it again with fewer steps or a smaller size.'}}))
-    end
-    redis.call('HDEL', job, 'owner', 'phase')
-    if status then
-      redis.call('HSET', job, 'status', status, 'ended', now)
-      redis.call('EXPIRE', job, ARGV[3])
-      redis.call('HINCRBY', app, status, 1)
+    if not held[4] and tonumber(held[2]) >= tonumber(held[3]) then
+      end_job(job, id, 'failed', now, ARGV[3], app, load, ARGV[4], {'worker_lost',
+        'The replica that ran this job was lost ' .. held[2] .. ' times: the job itself '
+          .. 'may be what kills it. Submit it again with fewer steps or a smaller size.'})
       ended = ended + 1
-    else
-      redis.call('HSET', job, 'status', 'queued', 'step', 0)
-      redis.call('ZADD', queue, held[4], id)
-      redis.call('RPUSH', wake, id)
-      redis.call('EXPIRE', wake, 60)
+    elseif hand_back(job, id, queue, wake, now, ARGV[3], app, load, ARGV[4]) == 'queued' then
       requeued = requeued + 1
+    else
+      ended = ended + 1
     end
-    redis.call('PUBLISH', ARGV[4], id)
   end
 end
 return {requeued, ended}

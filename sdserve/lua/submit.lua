@@ -2,11 +2,13 @@
 -- Accept a job once: idempotency, bounds, the job itself, its place in the queue and the decision
 -- "run now" are one step, so no check can race with another client.
 -- Not allow-oom: a full store must refuse new work.
--- KEYS job queue lease replicas idempotency index app_index wake app sequence
--- ARGV id app model request digest idempotency_ttl_s priority max_attempts queue_limit
+-- KEYS job queue lease replicas idempotency index app_index wake app load results clock shares
+-- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
+--      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local index, app_index, wake, app, sequence = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local id, digest = ARGV[1], ARGV[5]
+local index, app_index, wake, app, load = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local results, clock, shares = KEYS[11], KEYS[12], KEYS[13]
+local id, digest, priority, client = ARGV[1], ARGV[5], ARGV[7], ARGV[9]
 
 if idem ~= '' then
   local known = redis.call('HMGET', idem, 'id', 'digest')
@@ -20,10 +22,19 @@ if redis.call('EXISTS', job) == 1 then return {'duplicate', id, 0} end
 local broken = redis.call('HGET', app, 'broken')
 if broken then return {'broken', broken, 0} end
 local waiting = redis.call('ZCARD', queue)
-if waiting >= tonumber(ARGV[9]) then return {'full', id, waiting} end
+if waiting >= tonumber(ARGV[11]) then return {'full', id, waiting} end
+local counts = redis.call('HMGET', load, 'all', 'client:' .. client)
+if tonumber(counts[1] or 0) >= tonumber(ARGV[12]) then return {'server_full', id, counts[1]} end
+if client ~= '' and tonumber(counts[2] or 0) >= tonumber(ARGV[13]) then
+  return {'client_full', id, counts[2]}
+end
+local now = server_ms()
+local budget, ttl, keep = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
+if make_room(results, load, now, ttl, keep, budget) > budget then
+  local oldest = redis.call('ZRANGE', results, 0, 0, 'WITHSCORES')
+  return {'storage_full', id, math.max(0, oldest[2] + keep - now)}
+end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local slots = 0
 for _, text in ipairs(redis.call('HVALS', replicas)) do
   local replica = cjson.decode(text)
@@ -31,14 +42,22 @@ for _, text in ipairs(redis.call('HVALS', replicas)) do
 end
 local busy = waiting + redis.call('ZCARD', lease)
 
--- Higher priority first, then first come first served. The score is kept: a requeued job goes
--- back to its own place.
-local score = -tonumber(ARGV[7]) * 1e12 + redis.call('INCR', sequence)
+-- Start-time fair queueing (Goyal, Vin, Cheng 1996) within a priority: a job starts, on a clock
+-- that counts served steps, where its client's last one ended or now, whichever is later. So
+-- whoever asks for the first time is next, however many jobs of others wait. The score is kept: a
+-- job that is handed back goes back to its own place.
+local share = priority .. ':' .. client
+local start = math.max(tonumber(redis.call('HGET', clock, priority) or 0),
+  tonumber(redis.call('HGET', shares, share) or 0))
+redis.call('HSET', shares, share, start + ARGV[10])
+local score = -tonumber(priority) * 1e12 + start
 redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
-  'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8], 'score', score)
+  'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
+  'score', score, 'share', share, 'cost', ARGV[10])
 redis.call('ZADD', queue, score, id)
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', app_index, now, id)
+count_job(load, ARGV[2], client, 1)
 if idem ~= '' then
   redis.call('HSET', idem, 'id', id, 'digest', digest)
   redis.call('EXPIRE', idem, ARGV[6])
@@ -48,4 +67,4 @@ if redis.call('LLEN', wake) < 64 then
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
 end
-return {busy < slots and 'run_now' or 'queued', id, waiting}
+return {busy < slots and 'run_now' or 'queued', id, redis.call('ZRANK', queue, id)}

@@ -1,8 +1,7 @@
 #!lua flags=no-writes
 -- An app at one moment: depth of its queue, leases, live replicas, notes.
 -- KEYS queue lease replicas app
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = server_ms()
 local live = {}
 for _, text in ipairs(redis.call('HVALS', KEYS[3])) do
   if cjson.decode(text)['until'] > now then live[#live + 1] = text end

@@ -1,105 +1,78 @@
-"""The promises of the job store's scripts, on a real server."""
+"""The promises of the job store, kept by the scripts on a real server and by the one in memory."""
 
 import threading
-import time
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from redis import Redis
 
-from sdserve import keys
-from sdserve.apps import AppState, ReplicaPresence
-from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
-from sdserve.operations import (
-    Admission,
-    Beat,
-    Cancel,
-    Claim,
-    Drain,
-    Ending,
-    JobProgress,
-    Pulse,
-    Reap,
-    Release,
-    ViewJob,
-)
-from sdserve.store import RedisJobStore, connect
-from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, spec, submit
+from sdserve.apps import AppState
+from sdserve.errors import JobExpiredError, JobNotFoundError
+from sdserve.jobs import JobFailure, JobStatus, new_job_id
+from sdserve.limits import Limits, ResultBudget
+from sdserve.operations import Admission, Claim, Drain, Ending, Pulse, Release
+from sdserve.store import RedisJobStore
+from sdserve.testing import InMemoryJobStore
+from tests.store_world import RUN_OUT, World
+from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
 
 pytestmark = pytest.mark.integration
 
-RUN_OUT = timedelta(milliseconds=1)
+FAILURE = JobFailure(code="app_broken", message="no such file")
 
 
-@pytest.fixture
-def store(redis: Redis) -> RedisJobStore:
-    return RedisJobStore(redis)
+@pytest.fixture(params=["redis", "memory"])
+def world(request: pytest.FixtureRequest) -> World:
+    if request.param == "memory":
+        return World(InMemoryJobStore(), None)
+    redis: Redis = request.getfixturevalue("redis")
+    return World(RedisJobStore(redis), redis)
 
 
-def view(store: RedisJobStore, job_id: str) -> Job:
-    return store.run(ViewJob(job_id=job_id))
+# --- accepting -----------------------------------------------------------------------------------
 
 
-def claim(store: RedisJobStore, lease: timedelta = LEASE) -> ClaimedJob:
-    (job,) = store.run(Claim(app=APP, replica="r1", count=1, lease=lease))
-    return job
-
-
-def replica(name: str, state: AppState, store: RedisJobStore, lease: timedelta = LEASE) -> None:
-    presence = ReplicaPresence(id=name, state=state, phase="", pid=1, node="n")
-    store.run(Beat(app=APP, presence=presence, slots=1, lease=lease, jobs=[]))
-
-
-def reap(store: RedisJobStore) -> None:
-    store.run(Reap(app=APP, job_ttl=JOB_TTL))
-
-
-def beat(
-    store: RedisJobStore, *jobs: ClaimedJob, state: AppState = AppState.READY, slots: int = 1
-) -> list[Pulse]:
-    presence = ReplicaPresence(id="r1", state=state, phase="ready", pid=1, node="n")
-    progress = [
-        JobProgress(job_id=job.id, fence=job.fence, step=3, phase="step 3 of 20") for job in jobs
-    ]
-    return store.run(Beat(app=APP, presence=presence, slots=slots, lease=LEASE, jobs=progress))
-
-
-def test_a_submitted_job_is_queued_with_its_position(store: RedisJobStore) -> None:
-    first, second = store.run(submit()), store.run(submit())
+def test_a_submitted_job_is_queued_with_its_position(world: World) -> None:
+    first, second = world.submit(), world.submit()
     assert (first.admission, second.admission) == (Admission.QUEUED, Admission.QUEUED)
-    job = view(store, second.job_id)
+    job = world.view(second.job_id)
     assert (job.status, job.position, job.attempt) == (JobStatus.QUEUED, 1, 0)
 
 
-def test_a_free_slot_of_a_ready_replica_admits_exactly_one(store: RedisJobStore) -> None:
-    beat(store)
-    admissions = [store.run(submit()).admission for _ in range(2)]
+def test_a_free_slot_of_a_ready_replica_admits_exactly_one(world: World) -> None:
+    world.beat()
+    admissions = [world.submit().admission for _ in range(2)]
     assert admissions == [Admission.RUN_NOW, Admission.QUEUED]
 
 
-def test_a_loading_replica_admits_nothing_at_once(store: RedisJobStore) -> None:
-    beat(store, state=AppState.LOADING)
-    assert store.run(submit()).admission is Admission.QUEUED
-    assert store.app_status(APP).state is AppState.LOADING
+def test_a_slot_that_a_job_holds_is_not_free(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    world.beat(job)
+    assert world.submit().admission is Admission.QUEUED
+    assert world.store.app_status(APP).state is AppState.BUSY
 
 
-def test_a_lost_reply_makes_no_second_job(store: RedisJobStore) -> None:
+def test_a_loading_replica_admits_nothing_at_once(world: World) -> None:
+    world.beat(state=AppState.LOADING)
+    assert world.submit().admission is Admission.QUEUED
+    assert world.store.app_status(APP).state is AppState.LOADING
+
+
+def test_a_lost_reply_makes_no_second_job(world: World) -> None:
     operation = submit()
-    store.run(operation)
-    again = store.run(operation)
+    world.run(operation)
+    again = world.run(operation)
     assert (again.admission, again.job_id) == (Admission.DUPLICATE, operation.job_id)
-    assert store.app_status(APP).queued == 1
+    assert world.store.app_status(APP).queued == 1
 
 
-def test_parallel_submissions_under_one_key_make_one_job(redis_url: str, redis: Redis) -> None:
+def test_parallel_submissions_under_one_key_make_one_job(world: World) -> None:
     ids = list[str]()
-
-    def go() -> None:
-        ids.append(RedisJobStore(connect(redis_url)).run(submit(idempotency_key="k")).job_id)
-
-    threads = [threading.Thread(target=go) for _ in range(16)]
+    threads = [
+        threading.Thread(target=lambda: ids.append(world.submit(idempotency_key="k").job_id))
+        for _ in range(16)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -108,218 +81,394 @@ def test_parallel_submissions_under_one_key_make_one_job(redis_url: str, redis: 
     assert len(set(ids)) == 1
 
 
-def test_a_key_with_another_body_conflicts(store: RedisJobStore) -> None:
-    first = store.run(submit(idempotency_key="k"))
-    other = store.run(submit(idempotency_key="k", digest="another"))
+def test_a_key_with_another_body_conflicts(world: World) -> None:
+    first = world.submit(idempotency_key="k")
+    other = world.submit(idempotency_key="k", digest="another")
     assert (other.admission, other.job_id) == (Admission.CONFLICT, first.job_id)
 
 
-def test_a_full_queue_refuses(store: RedisJobStore) -> None:
-    store.run(submit(queue_limit=1))
-    refused = store.run(submit(queue_limit=1))
+def test_a_key_is_known_while_its_job_runs_and_after_its_end(world: World) -> None:
+    first = world.submit(idempotency_key="k")
+    job = world.claim()
+    assert world.submit(idempotency_key="k").job_id == first.job_id
+    world.succeed(job)
+    again = world.submit(idempotency_key="k")
+    assert (again.admission, again.job_id) == (Admission.DUPLICATE, first.job_id)
+
+
+def test_the_same_key_of_another_client_or_app_is_another_key(world: World) -> None:
+    ids = {
+        world.submit(idempotency_key="k", client=client, app=app).job_id
+        for client in ("a", "b")
+        for app in (APP, "sd-other")
+    }
+    assert len(ids) == 4
+
+
+# --- bounds --------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_refuses(world: World) -> None:
+    world.submit(queue_limit=1)
+    refused = world.submit(queue_limit=1)
     assert (refused.admission, refused.ahead) == (Admission.FULL, 1)
 
 
-def test_higher_priority_runs_first_then_first_come(store: RedisJobStore) -> None:
-    low, high, high2 = (store.run(submit(priority=p)).job_id for p in (0, 5, 5))
-    assert [claim(store).id for _ in range(3)] == [high, high2, low]
+def test_a_full_server_refuses_every_app_until_a_job_ends(world: World) -> None:
+    limits = Limits(jobs=2)
+    world.submit(limits=limits)
+    other = world.submit(limits=limits, app="sd-other").job_id
+    assert world.submit(limits=limits, app="sd-third").admission is Admission.SERVER_FULL
+    assert world.store.unfinished() == ["sd-other", APP]
+    job = world.claim()
+    assert world.submit(limits=limits).admission is Admission.SERVER_FULL  # running jobs count
+    world.succeed(job)
+    assert world.submit(limits=limits).admission is Admission.QUEUED
+    assert world.view(other).status is JobStatus.QUEUED
 
 
-def test_a_finished_job_shows_its_result(store: RedisJobStore) -> None:
-    store.run(submit())
-    job = claim(store)
-    names = store.put_results(job.id, job.fence, [b"png"])
-    ending = store.run(
-        finish(
-            job.id, job.fence, JobStatus.SUCCEEDED, result_keys=names, image_seeds=[7],
-            metrics=METRICS, seconds=2.0,
-        )
-    )  # fmt: skip
-    done = view(store, job.id)
-    assert ending is Ending.FINISHED
-    assert (done.status, done.result_keys, done.image_seeds) == (
-        JobStatus.SUCCEEDED, tuple(names), (7,),
-    )  # fmt: skip
-    assert done.metrics == METRICS
-    assert store.app_status(APP).seconds_per_job == 2.0
-    assert store.app_status(APP).running == 0
+def test_a_clients_bound_is_its_own(world: World) -> None:
+    limits = Limits(client_jobs=1)
+    mine = world.submit(limits=limits, client="a").job_id
+    refused = world.submit(limits=limits, client="a")
+    assert (refused.admission, refused.ahead) == (Admission.CLIENT_FULL, 1)
+    assert world.submit(limits=limits, client="b").admission is Admission.QUEUED
+    world.cancel(mine)
+    assert world.submit(limits=limits, client="a").admission is Admission.QUEUED
 
 
-def test_a_finish_whose_reply_was_lost_may_be_repeated(store: RedisJobStore) -> None:
-    store.run(submit())
-    job = claim(store)
-    operation = finish(job.id, job.fence, JobStatus.SUCCEEDED, metrics=METRICS)
-    assert [store.run(operation) for _ in range(2)] == [Ending.FINISHED, Ending.FINISHED]
+def test_a_refused_job_leaves_no_trace(world: World) -> None:
+    world.submit(queue_limit=1)
+    refused = world.submit(queue_limit=1, idempotency_key="k", client="a")
+    with pytest.raises(JobNotFoundError):
+        world.view(refused.job_id)
+    accepted = world.submit(idempotency_key="k", client="a", limits=Limits(client_jobs=1))
+    assert accepted.admission is Admission.QUEUED
 
 
-def test_a_late_replica_cannot_change_a_result(store: RedisJobStore, redis: Redis) -> None:
-    store.run(submit())
-    late = claim(store, RUN_OUT)
-    _until_lease_is_over(redis)
-    reap(store)
-    second = claim(store)
-    assert (second.id, second.fence) == (late.id, 2)
-    assert beat(store, late) == [Pulse.LOST]
-    mine = store.put_results(second.id, second.fence, [b"second"])
-    theirs = store.put_results(late.id, late.fence, [b"late"])
-    done = finish(second.id, 2, JobStatus.SUCCEEDED, result_keys=mine, metrics=METRICS)
-    assert store.run(done) is Ending.FINISHED
-    too_late = finish(late.id, 1, JobStatus.SUCCEEDED, result_keys=theirs, metrics=METRICS)
-    assert store.run(too_late) is Ending.LOST
-    assert view(store, late.id).result_keys == tuple(mine)
-    assert redis.exists(*theirs) == 0
+def test_old_results_give_way_to_new_ones(world: World) -> None:
+    budget = ResultBudget(bytes=25, keep=timedelta(0))
+    names = list[str]()
+    for _ in range(4):
+        world.submit()
+        job = world.claim()
+        world.succeed(job, [b"0123456789"], results=budget)
+        names += world.view(job.id).result_keys
+    kept = [image is not None for image in world.images(names)]
+    assert kept == [False, False, True, True]
 
 
-def test_a_lost_replicas_job_goes_back_to_its_place(store: RedisJobStore, redis: Redis) -> None:
-    first, second = store.run(submit()).job_id, store.run(submit()).job_id
-    claim(store, RUN_OUT)
-    _until_lease_is_over(redis)
-    reap(store)
-    assert [view(store, job).position for job in (first, second)] == [0, 1]
-
-
-def test_a_job_that_loses_every_replica_ends_failed(store: RedisJobStore, redis: Redis) -> None:
-    job_id = store.run(submit(max_attempts=2)).job_id
+def test_young_results_are_kept_and_new_jobs_refused_instead(world: World) -> None:
+    budget = ResultBudget(bytes=15, keep=timedelta(minutes=5))
+    limits = Limits(results=budget)
     for _ in range(2):
-        claim(store, RUN_OUT)
-        _until_lease_is_over(redis)
-        reap(store)
-    job = view(store, job_id)
+        world.submit(limits=limits)
+    for _ in range(2):  # what was accepted is kept, though it is more than the budget
+        world.succeed(world.claim(), [b"0123456789"], results=budget)
+    refused = world.submit(limits=limits)
+    assert refused.admission is Admission.STORAGE_FULL
+    assert refused.room_after is not None
+    assert timedelta(minutes=4) < refused.room_after <= timedelta(minutes=5)
+    older = Limits(results=ResultBudget(bytes=15, keep=timedelta(0)))
+    assert world.submit(limits=older).admission is Admission.QUEUED
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+
+def test_higher_priority_runs_first_then_first_come(world: World) -> None:
+    low, high, high2 = (world.submit(priority=p).job_id for p in (0, 5, 5))
+    assert [world.claim().id for _ in range(3)] == [high, high2, low]
+
+
+def test_a_long_queue_of_one_client_does_not_delay_anothers_first_job(world: World) -> None:
+    many = [world.submit(client="a", queue_limit=2000).job_id for _ in range(1000)]
+    first = world.claim().id
+    other = world.submit(client="b", queue_limit=2000)
+    assert other.ahead == 0
+    assert [first, world.claim().id] == [many[0], other.job_id]
+
+
+def test_clients_take_turns_by_the_steps_they_ask_for(world: World) -> None:
+    names = dict[str, str]()
+    for client, steps in [("a", 40)] * 4 + [("b", 20)] * 8:
+        wanted = params(num_inference_steps=steps)
+        names[world.submit(client=client, params=wanted).job_id] = client
+    order = "".join(names[world.claim().id] for _ in range(6))
+    assert order.count("b") == 4  # half of the steps, twice the jobs
+
+
+def test_who_was_idle_has_saved_nothing_up(world: World) -> None:
+    for _ in range(6):
+        world.submit(client="a")
+    for _ in range(4):
+        world.claim()
+    late = [world.submit(client="b").job_id for _ in range(4)]
+    owners = ["b" if world.claim().id in late else "a" for _ in range(4)]
+    assert sorted(owners) == ["a", "a", "b", "b"]
+
+
+def test_debts_end_with_the_queue(world: World) -> None:
+    for _ in range(3):
+        world.submit(client="a")
+    for _ in range(3):
+        world.claim()
+    mine = world.submit(client="a").job_id
+    world.submit(client="b")
+    assert world.claim().id == mine  # first come: both start now
+
+
+def test_a_cancelled_job_costs_its_client_nothing(world: World) -> None:
+    gone = [world.submit(client="a").job_id for _ in range(5)]
+    rival = [world.submit(client="b").job_id for _ in range(3)]
+    for job_id in gone:
+        world.cancel(job_id)
+    kept = world.submit(client="a").job_id
+    first_two = {world.claim().id, world.claim().id}
+    assert first_two == {rival[0], kept}
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def test_a_finished_job_shows_its_result(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    assert world.succeed(job, seconds=2.0) is Ending.FINISHED
+    done = world.view(job.id)
+    assert (done.status, done.image_seeds, done.metrics) == (JobStatus.SUCCEEDED, (0,), METRICS)
+    assert world.images(done.result_keys) == [b"png"]
+    status = world.store.app_status(APP)
+    assert (status.seconds_per_job, status.running) == (2.0, 0)
+
+
+def test_a_finish_whose_reply_was_lost_may_be_repeated(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    assert [world.succeed(job) for _ in range(2)] == [Ending.FINISHED, Ending.FINISHED]
+    assert world.store.unfinished() == []
+
+
+def test_a_late_replica_cannot_change_a_result(world: World) -> None:
+    world.submit()
+    late = world.claim(RUN_OUT)
+    world.reap()
+    second = world.claim()
+    assert (second.id, second.fence) == (late.id, 2)
+    assert world.beat(late) == [Pulse.LOST]
+    theirs = world.store.put_results(late.id, late.fence, [b"late"])
+    early = finish(late.id, 1, JobStatus.SUCCEEDED, result_keys=theirs, metrics=METRICS)
+    assert world.run(early) is Ending.LOST
+    assert world.view(late.id).status is JobStatus.RUNNING
+    assert world.succeed(second, [b"second"]) is Ending.FINISHED
+    assert world.succeed(late, [b"late"]) is Ending.LOST
+    done = world.view(late.id)
+    assert world.images(done.result_keys) == [b"second"]
+    assert world.images(theirs) == [None]
+
+
+def test_a_late_result_does_not_end_a_job_that_waits_again(world: World) -> None:
+    world.submit()
+    late = world.claim(RUN_OUT)
+    world.reap()
+    assert world.succeed(late) is Ending.LOST
+    assert world.beat(late) == [Pulse.LOST]
+    job = world.view(late.id)
+    assert (job.status, job.step) == (JobStatus.QUEUED, 0)
+
+
+def test_a_late_replica_cannot_give_back_what_another_runs(world: World) -> None:
+    world.submit()
+    late = world.claim(RUN_OUT)
+    world.reap()
+    second = world.claim()
+    back = Release(app=APP, job_id=late.id, fence=late.fence, job_ttl=JOB_TTL)
+    assert world.run(back) is False
+    assert world.view(late.id).status is JobStatus.RUNNING
+    assert world.beat(second) == [Pulse.OK]
+
+
+# --- lost replicas -------------------------------------------------------------------------------
+
+
+def test_a_lost_replicas_job_goes_back_to_its_place(world: World) -> None:
+    first, second = world.submit().job_id, world.submit().job_id
+    world.claim(RUN_OUT)
+    world.reap()
+    assert [world.view(job).position for job in (first, second)] == [0, 1]
+
+
+def test_a_lease_that_runs_is_left_alone(world: World) -> None:
+    job_id = world.submit().job_id
+    world.claim()
+    assert (world.reap().requeued, world.reap().ended) == (0, 0)
+    assert world.view(job_id).status is JobStatus.RUNNING
+
+
+def test_a_job_that_loses_every_replica_ends_failed(world: World) -> None:
+    job_id = world.submit(max_attempts=2).job_id
+    for _ in range(2):
+        world.claim(RUN_OUT)
+        world.reap()
+    job = world.view(job_id)
     assert (job.status, job.attempt) == (JobStatus.FAILED, 2)
     assert job.error
     assert job.error.code == "worker_lost"
+    assert world.store.unfinished() == []
 
 
-def test_a_heartbeat_keeps_the_lease_and_shows_progress(store: RedisJobStore, redis: Redis) -> None:
-    store.run(submit())
-    job = claim(store, timedelta(milliseconds=500))
-    assert beat(store, job) == [Pulse.OK]
-    reap(store)
-    seen = view(store, job.id)
+def test_a_heartbeat_keeps_the_lease_and_shows_progress(world: World) -> None:
+    world.submit()
+    job = world.claim(RUN_OUT)
+    assert world.beat(job) == [Pulse.OK]
+    assert world.reap().requeued == 0
+    seen = world.view(job.id)
     assert (seen.status, seen.step, seen.phase) == (JobStatus.RUNNING, 3, "step 3 of 20")
-    lease_end = redis.zscore(keys.LEASE + APP, job.id)
-    assert isinstance(lease_end, float)
-    now = redis.time()
-    assert isinstance(now, tuple)
-    assert lease_end - now[0] * 1000 > 5000
 
 
-def test_a_queued_job_is_cancelled_at_once(store: RedisJobStore) -> None:
-    job_id = store.run(submit()).job_id
-    assert store.run(Cancel(app=APP, job_id=job_id, job_ttl=JOB_TTL)) is JobStatus.QUEUED
-    assert view(store, job_id).status is JobStatus.CANCELLED
-    assert store.run(Claim(app=APP, replica="r", count=1, lease=LEASE)) == []
+def test_a_heartbeat_does_not_bring_a_lease_back(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    world.succeed(job)
+    assert world.beat(job) == [Pulse.LOST]
+    assert world.store.app_status(APP).running == 0
 
 
-def test_a_cancelled_running_job_shows_no_result_later(store: RedisJobStore, redis: Redis) -> None:
-    store.run(submit())
-    job = claim(store)
-    assert store.run(Cancel(app=APP, job_id=job.id, job_ttl=JOB_TTL)) is JobStatus.RUNNING
-    assert beat(store, job) == [Pulse.CANCEL]
-    names = store.put_results(job.id, job.fence, [b"png"])
-    operation = finish(job.id, 1, JobStatus.SUCCEEDED, result_keys=names, metrics=METRICS)
-    assert store.run(operation) is Ending.CANCELLED
-    done = view(store, job.id)
-    assert (done.status, done.result_keys, done.metrics) == (JobStatus.CANCELLED, (), None)
-    assert redis.exists(*names) == 0
-
-
-def test_cancelling_an_unknown_job_finds_nothing(store: RedisJobStore) -> None:
-    assert store.run(Cancel(app=APP, job_id=new_job_id(), job_ttl=JOB_TTL)) is None
-
-
-def test_a_released_job_keeps_its_place_and_all_its_attempts(store: RedisJobStore) -> None:
-    first = store.run(submit(max_attempts=1)).job_id
-    store.run(submit())
-    job = claim(store)
-    assert store.run(Release(app=APP, job_id=job.id, fence=job.fence))
-    assert not store.run(Release(app=APP, job_id=job.id, fence=job.fence))
-    again = claim(store)
+def test_a_released_job_keeps_its_place_and_all_its_attempts(world: World) -> None:
+    first = world.submit(max_attempts=1).job_id
+    world.submit()
+    job = world.claim()
+    back = Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL)
+    assert world.run(back)
+    assert not world.run(back)
+    again = world.claim(RUN_OUT)
     assert (again.id, again.fence) == (first, 2)
+    world.reap()  # the one attempt is used up now
+    assert world.view(first).status is JobStatus.FAILED
 
 
-def test_a_broken_app_ends_its_queue_and_refuses_until_healed(store: RedisJobStore) -> None:
-    job_id = store.run(submit()).job_id
-    failure = JobFailure(code="app_broken", message="no such file")
-    drained = store.run(Drain(app=APP, failure=failure, job_ttl=JOB_TTL, broken=True))
-    assert drained == 1
-    assert view(store, job_id).error == failure
-    refused = store.run(submit())
+def test_a_replica_that_dies_while_it_loads_is_a_failed_start(world: World) -> None:
+    world.beat(replica="dies loading", state=AppState.LOADING, lease=RUN_OUT)
+    world.beat(replica="dies serving", state=AppState.READY, lease=RUN_OUT)
+    world.beat(replica="next", state=AppState.LOADING)
+    assert world.store.load_failures(APP) == 1
+    world.store.leave(APP, "next")  # told to stop: no failure
+    world.beat(replica="another")
+    assert world.store.load_failures(APP) == 1
+    world.store.note_load(APP, 1.0)
+    assert world.store.load_failures(APP) == 0
+
+
+# --- cancelling ----------------------------------------------------------------------------------
+
+
+def test_a_queued_job_is_cancelled_at_once(world: World) -> None:
+    job_id = world.submit().job_id
+    assert world.cancel(job_id) is JobStatus.QUEUED
+    assert world.view(job_id).status is JobStatus.CANCELLED
+    assert world.run(Claim(app=APP, replica="r", count=1, lease=LEASE)) == []
+
+
+def test_a_cancelled_running_job_shows_no_result_later(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    assert world.cancel(job.id) is JobStatus.RUNNING
+    assert world.beat(job) == [Pulse.CANCEL]
+    names = world.store.put_results(job.id, job.fence, [b"png"])
+    operation = finish(job.id, 1, JobStatus.SUCCEEDED, result_keys=names, metrics=METRICS)
+    assert [world.run(operation), world.run(operation)] == [Ending.CANCELLED] * 2
+    done = world.view(job.id)
+    assert (done.status, done.result_keys, done.metrics) == (JobStatus.CANCELLED, (), None)
+    assert world.images(names) == [None]
+
+
+def test_a_cancelled_job_whose_replica_is_lost_is_not_run_again(world: World) -> None:
+    job_id = world.submit().job_id
+    world.claim(RUN_OUT)
+    world.cancel(job_id)
+    assert world.reap().ended == 1
+    assert world.view(job_id).status is JobStatus.CANCELLED
+
+
+def test_an_end_is_not_cancelled(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    world.succeed(job)
+    before = world.view(job.id)
+    assert world.cancel(job.id) is JobStatus.SUCCEEDED
+    assert world.view(job.id) == before
+
+
+def test_cancelling_an_unknown_job_finds_nothing(world: World) -> None:
+    assert world.cancel(new_job_id()) is None
+
+
+# --- apps ----------------------------------------------------------------------------------------
+
+
+def test_a_broken_app_ends_its_queue_and_refuses_until_healed(world: World) -> None:
+    ids = [world.submit().job_id for _ in range(3)]
+    drain = Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=True, limit=2)
+    assert world.store.drain(drain) == 3
+    assert [world.view(job_id).error for job_id in ids] == [FAILURE] * 3
+    refused = world.submit()
     assert (refused.admission, refused.reason) == (Admission.BROKEN, "no such file")
-    assert store.app_status(APP).state is AppState.BROKEN
-    store.heal(APP)
-    assert store.run(submit()).admission is Admission.QUEUED
+    assert world.store.app_status(APP).state is AppState.BROKEN
+    world.store.heal(APP)
+    assert world.submit().admission is Admission.QUEUED
 
 
-def test_only_a_replica_of_the_deployed_app_can_break_it(store: RedisJobStore) -> None:
+def test_a_job_that_comes_back_to_a_broken_app_ends_with_it(world: World) -> None:
+    lost, given_back = world.submit().job_id, world.submit().job_id
+    world.claim(RUN_OUT)
+    job = world.claim()
+    world.run(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=True))
+    assert world.reap().ended == 1
+    world.run(Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
+    assert [world.view(job_id).error for job_id in (lost, given_back)] == [FAILURE] * 2
+
+
+def test_a_job_that_runs_when_its_app_breaks_may_still_succeed(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    world.run(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=True))
+    assert world.succeed(job) is Ending.FINISHED
+
+
+def test_only_a_replica_of_the_deployed_app_can_break_it(world: World) -> None:
     old, new = spec(), spec(queue_limit=7)
-    failure = JobFailure(code="app_broken", message="no such file")
-    store.register_app(new)
-    store.run(submit())
-    assert store.run(Drain(app=APP, failure=failure, job_ttl=JOB_TTL, broken=True, spec=old)) == 0
-    assert store.app_status(APP).broken_reason is None
-    assert store.run(Drain(app=APP, failure=failure, job_ttl=JOB_TTL, broken=True, spec=new)) == 1
-    assert store.app_status(APP).broken_reason == "no such file"
+    world.store.register_app(new)
+    world.submit()
+    drain = Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=True, spec=old)
+    assert world.run(drain) == 0
+    assert world.store.app_status(APP).broken_reason is None
+    drain = Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=True, spec=new)
+    assert world.run(drain) == 1
+    assert world.store.app_status(APP).broken_reason == "no such file"
 
 
-def test_an_expired_job_is_gone_until_it_is_trimmed(store: RedisJobStore, redis: Redis) -> None:
-    job_id = store.run(submit()).job_id
-    alive = store.run(submit()).job_id
-    redis.delete(keys.JOB + job_id)
+def test_an_expired_job_is_gone_until_it_is_trimmed(world: World) -> None:
+    job_id, alive = world.submit().job_id, world.submit().job_id
+    world.cancel(job_id, ttl=timedelta(0))
     with pytest.raises(JobExpiredError):
-        view(store, job_id)
-    assert store.trim(older_than=timedelta(hours=1)) == 0
-    assert store.trim(older_than=timedelta(seconds=-5)) == 1
+        world.view(job_id)
+    assert world.store.trim(older_than=timedelta(hours=1)) == 0
+    assert world.store.trim(older_than=timedelta(seconds=-5)) == 1
     with pytest.raises(JobNotFoundError):
-        view(store, job_id)
-    assert view(store, alive).status is JobStatus.QUEUED
+        world.view(job_id)
+    assert world.view(alive).status is JobStatus.QUEUED
 
 
-def test_the_registry_keeps_specifications(store: RedisJobStore) -> None:
-    store.register_app(spec())
-    assert store.apps() == {APP: spec()}
-    store.unregister_app(APP)
-    assert store.apps() == {}
+def test_the_registry_keeps_specifications(world: World) -> None:
+    world.store.register_app(spec())
+    assert world.store.apps() == {APP: spec()}
+    world.store.unregister_app(APP)
+    assert world.store.apps() == {}
 
 
-def test_a_wish_for_a_replica_shows_and_passes(store: RedisJobStore) -> None:
-    assert not store.app_status(APP).wished
-    store.wish_replica(APP, 60)
-    assert store.app_status(APP).wished
-    store.wish_replica(APP, -1)
-    assert not store.app_status(APP).wished
-
-
-def test_scripts_survive_a_flush_of_the_script_cache(store: RedisJobStore, redis: Redis) -> None:
-    store.run(submit())
-    redis.script_flush()
-    assert store.run(submit()).ahead == 1
-
-
-def test_a_server_that_is_away_is_one_clear_error() -> None:
-    store = RedisJobStore(connect("redis://127.0.0.1:1"))
-    with pytest.raises(StoreUnavailableError, match="REDIS_URL"):
-        store.run(submit())
-
-
-def _until_lease_is_over(redis: Redis) -> None:
-    """Wait for the server's clock to pass the lease: it decides, not ours."""
-    leases: Any = redis.zrange(keys.LEASE + APP, 0, 0, withscores=True)
-    ((_, end),) = leases
-    while True:
-        seconds, microseconds = map(int, redis.time())
-        if seconds * 1000 + microseconds // 1000 >= end:
-            return
-
-
-def test_a_replica_that_dies_while_it_loads_is_a_failed_start(store: RedisJobStore) -> None:
-    replica("dies loading", AppState.LOADING, store, RUN_OUT)
-    replica("dies serving", AppState.READY, store, RUN_OUT)
-    time.sleep(0.02)
-    replica("next", AppState.LOADING, store)
-    assert store.load_failures(APP) == 1
-    store.leave(APP, "next")  # told to stop: no failure
-    replica("another", AppState.READY, store)
-    assert store.load_failures(APP) == 1
-    store.note_load(APP, 1.0)
-    assert store.load_failures(APP) == 0
+def test_a_wish_for_a_replica_shows_and_passes(world: World) -> None:
+    assert not world.store.app_status(APP).wished
+    world.store.wish_replica(APP, 60)
+    assert world.store.app_status(APP).wished
+    world.store.wish_replica(APP, -1)
+    assert not world.store.app_status(APP).wished

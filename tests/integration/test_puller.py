@@ -13,20 +13,14 @@ from sdserve.jobs import JobStatus
 from sdserve.operations import ViewJob
 from sdserve.store import RedisJobStore
 from tests.values import APP, params_for, replica_settings, spec, submit
+from tests.waiting import until
 from workers import memory
-from workers.puller import MAX_LOAD_FAILURES, Puller
+from workers.puller import Puller
+from workers.startup import MAX_LOAD_FAILURES
 
 pytestmark = pytest.mark.integration
 
 DEMO = Path(__file__).parents[2] / "demo_models" / "tiny-shapes-sd15.safetensors"
-LIMIT = 90  # seconds, on a loaded machine
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -37,31 +31,36 @@ def store(redis: Redis) -> RedisJobStore:
     return made
 
 
-def start(store: RedisJobStore, redis_url: str) -> Puller:
+def start(
+    store: RedisJobStore, redis_url: str, end_process: Callable[[int], object] | None = None
+) -> Puller:
     (app,) = store.apps().values()
-    return Puller(app, replica_settings(redis_url), born=time.monotonic())
+    settings = replica_settings(redis_url)
+    return Puller(app, settings, born=time.monotonic(), end_process=end_process)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_too_little_memory_is_an_answer_with_numbers(
     store: RedisJobStore, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "host_bytes_free", lambda: 2**20)
     job_id = store.run(submit(params=params_for(DEMO))).job_id
     for failed in range(1, MAX_LOAD_FAILURES + 1):
-        puller = start(store, redis_url)
-        until(lambda n=failed: store.load_failures(APP) == n)
+        ends: list[int] = []
+        start(store, redis_url, ends.append)
+        until(lambda ends=ends: ends == [1])  # Serve starts another one
+        assert store.load_failures(APP) == failed
+        assert store.app_status(APP).replicas == ()
         if failed < MAX_LOAD_FAILURES:
-            until(lambda p=puller: p.death is not None)  # Serve starts another one
             assert store.run(ViewJob(job_id=job_id)).status is JobStatus.QUEUED
-        else:
-            until(lambda: store.app_status(APP).state is AppState.BROKEN)
-        puller.stop()
+    assert store.app_status(APP).state is AppState.BROKEN
     job = store.run(ViewJob(job_id=job_id))
     assert job.status is JobStatus.FAILED
     assert job.error is not None
     assert "The model needs 19 MiB to load, the host has 1 MiB free" in job.error.message
     assert "3 starts failed" in job.error.message
+    idle = start(store, redis_url)  # Serve's next one: it has nothing to do, and keeps the reason
+    until(lambda: store.app_status(APP).phase == f"broken: {job.error and job.error.message}")
+    idle.stop()
 
 
 def test_starts_that_are_killed_do_not_go_on_for_ever(store: RedisJobStore, redis_url: str) -> None:

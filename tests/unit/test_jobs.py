@@ -23,7 +23,7 @@ def test_ids_are_uuid_version_7_and_in_order_of_time() -> None:
     assert len(set(ids)) == 100
 
 
-@pytest.mark.parametrize("text", ["", "x", "../../etc", "*", "ABCDEF", "{" + new_job_id() + "}"])
+@pytest.mark.parametrize("text", ["", "x", "../../etc", "*", "ABCDEF", f"{{{UUID(int=0)}}}"])
 def test_other_texts_are_no_ids(text: str) -> None:
     assert not is_job_id(text)
 

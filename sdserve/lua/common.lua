@@ -1,0 +1,73 @@
+-- Put before every script, after its first line (operations.py): the server's clock, the counts of
+-- unfinished jobs, the one way a job ends, and the room for results.
+
+local function server_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- `load` counts the jobs that have not ended: all, of an app, of a client.
+local function count_job(load, app, client, change)
+  for _, field in ipairs({'all', 'app:' .. app, 'client:' .. client}) do
+    if redis.call('HINCRBY', load, field, change) <= 0 then redis.call('HDEL', load, field) end
+  end
+end
+
+-- error: {code, message} or nil.
+local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
+  local facts = redis.call('HMGET', job, 'app', 'client')
+  redis.call('HSET', job, 'status', status, 'ended', now)
+  if error then
+    local meta = cjson.encode({error = {code = error[1], message = error[2]}})
+    redis.call('HSET', job, 'meta', meta)
+  end
+  redis.call('HDEL', job, 'owner', 'phase')
+  redis.call('EXPIRE', job, ttl_s)
+  redis.call('HINCRBY', app, status, 1)
+  count_job(load, facts[1], facts[2], -1)
+  redis.call('PUBLISH', channel, id)
+end
+
+-- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no
+-- jobs any more. Answers the status it has then.
+local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
+  local held = redis.call('HMGET', job, 'score', 'cancel')
+  local broken = redis.call('HMGET', app, 'broken_code', 'broken')
+  local status = held[2] and 'cancelled' or broken[2] and 'failed' or 'queued'
+  if status ~= 'queued' then
+    local error = status == 'failed' and {broken[1] or 'app_broken', broken[2]} or nil
+    end_job(job, id, status, now, ttl_s, app, load, channel, error)
+    return status
+  end
+  redis.call('HSET', job, 'status', 'queued', 'step', 0)
+  redis.call('HDEL', job, 'owner', 'phase')
+  redis.call('ZADD', queue, held[1], id)
+  redis.call('RPUSH', wake, id)
+  redis.call('EXPIRE', wake, 60)
+  redis.call('PUBLISH', channel, id)
+  return status
+end
+
+-- `results` has an entry "bytes key" for every image that is kept, by the time it was stored.
+-- Over the budget the oldest go first, none of them younger than `keep_ms`. Answers the bytes left.
+local function make_room(results, load, now, ttl_ms, keep_ms, budget)
+  local function forget(entry)
+    local bytes, key = string.match(entry, '^(%d+) (.+)$')
+    redis.call('DEL', key)
+    redis.call('ZREM', results, entry)
+    return redis.call('HINCRBY', load, 'bytes', -bytes)
+  end
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', results, '-inf', now - ttl_ms,
+      'LIMIT', 0, 1000)) do
+    forget(entry)
+  end
+  local bytes = tonumber(redis.call('HGET', load, 'bytes') or 0)
+  if bytes > budget then
+    for _, entry in ipairs(redis.call('ZRANGEBYSCORE', results, '-inf', now - keep_ms,
+        'LIMIT', 0, 1000)) do
+      if bytes <= budget then break end
+      bytes = forget(entry)
+    end
+  end
+  return bytes
+end

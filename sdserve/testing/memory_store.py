@@ -1,0 +1,513 @@
+"""The job store in memory: what the scripts of sdserve/lua do, said once more in Python.
+
+One process, nothing kept when it ends. It passes the same tests as the real one and is the model
+that a state machine compares the real one with.
+"""
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from sdserve import keys
+from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
+from sdserve.errors import JobExpiredError, JobNotFoundError
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+from sdserve.limits import ResultBudget
+from sdserve.operations import (
+    Admission,
+    Beat,
+    Cancel,
+    Claim,
+    Drain,
+    Ending,
+    Finish,
+    JobProgress,
+    Operation,
+    Pulse,
+    Reap,
+    Reaped,
+    Release,
+    Submit,
+    Submitted,
+    ViewApp,
+    ViewJob,
+    app_state,
+)
+
+Reply = TypeVar("Reply")
+
+PRIORITY = 1e12  # apart are the scores of two priorities
+UNCLAIMED_RESULT_TTL = timedelta(minutes=5)
+
+
+@dataclass(kw_only=True)
+class _Record:
+    submit: Submit
+    created: float
+    score: float
+    max_attempts: int
+    status: JobStatus = JobStatus.QUEUED
+    attempt: int = 0
+    started: float | None = None
+    ended: float | None = None
+    step: int = 0
+    phase: str | None = None
+    owner: str | None = None
+    is_cancelled: bool = False
+    finish: Finish | None = None  # that ended it
+    error: JobFailure | None = None
+    expires: float | None = None
+
+    @property
+    def share(self) -> tuple[int, str]:
+        return self.submit.priority, self.submit.client
+
+
+@dataclass(kw_only=True)
+class _App:
+    queue: dict[str, float] = field(default_factory=dict)  # job id -> score
+    leases: dict[str, float] = field(default_factory=dict)  # job id -> end
+    replicas: dict[str, tuple[ReplicaPresence, int, float]] = field(default_factory=dict)
+    clock: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    shares: dict[tuple[int, str], float] = field(default_factory=dict)
+    broken: JobFailure | None = None
+    seconds_per_job: float | None = None
+    load_seconds: float | None = None
+    load_failures: int = 0
+    wish_until: float = 0
+    device: str = "GPU"
+
+    def in_order(self) -> list[str]:
+        return sorted(self.queue, key=lambda job_id: (self.queue[job_id], job_id))
+
+    def live(self, now: float) -> list[tuple[ReplicaPresence, int]]:
+        return [
+            (presence, slots) for presence, slots, until in self.replicas.values() if until > now
+        ]
+
+
+class InMemoryJobStore:
+    """A job store with the face of `RedisJobStore`. Safe to share between threads."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        """Be empty.
+
+        Args:
+            clock: seconds since 1970.
+        """
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._jobs: dict[str, _Record] = {}
+        self._index: dict[str, float] = {}  # job id -> created
+        self._apps: defaultdict[str, _App] = defaultdict(_App)
+        self._specs: dict[str, AppSpec] = {}
+        self._keys: dict[tuple[str, str, str], tuple[str, str, float]] = {}
+        self._load: Counter[str] = Counter()
+        self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
+        self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
+        self._operations: dict[str, Callable[[Any, float], Any]] = {
+            "submit": self._submit,
+            "claim": self._claim,
+            "beat": self._beat,
+            "finish": self._finish,
+            "release": self._release,
+            "reap": self._reap,
+            "cancel": self._cancel,
+            "drain": self._drain,
+            "view_app": self._view_app,
+            "view_job": self._view_job,
+        }
+
+    def run(self, operation: Operation[Reply]) -> Reply:
+        """Run one operation."""
+        with self._lock:
+            return self._operations[operation.script](operation, self._clock())
+
+    # --- the operations ----------------------------------------------------------------------
+
+    def _submit(self, op: Submit, now: float) -> Submitted:
+        def answer(admission: Admission, job_id: str = op.job_id, **more: Any) -> Submitted:
+            return Submitted(admission=admission, job_id=job_id, **more)
+
+        key = (op.app, op.client, op.idempotency_key or "")
+        if op.idempotency_key is not None and key in self._keys and self._keys[key][2] > now:
+            known, digest, _ = self._keys[key]
+            same = digest == op.digest
+            return answer(Admission.DUPLICATE if same else Admission.CONFLICT, known)
+        if self._alive(op.job_id, now):
+            return answer(Admission.DUPLICATE)
+        app = self._apps[op.app]
+        if app.broken:
+            return answer(Admission.BROKEN, reason=app.broken.message)
+        if len(app.queue) >= op.queue_limit:
+            return answer(Admission.FULL, ahead=len(app.queue))
+        if self._load["all"] >= op.limits.jobs:
+            return answer(Admission.SERVER_FULL, ahead=self._load["all"])
+        mine = self._load["client:" + op.client]
+        if op.client and mine >= op.limits.client_jobs:
+            return answer(Admission.CLIENT_FULL, ahead=mine)
+        if self._make_room(op.limits.results, now) > op.limits.results.bytes:
+            oldest = min(stored for _, stored in self._results.values())
+            left = oldest + op.limits.results.keep.total_seconds() - now
+            return answer(Admission.STORAGE_FULL, room_after=timedelta(seconds=max(0.0, left)))
+        slots = sum(n for presence, n in app.live(now) if presence.state is not AppState.LOADING)
+        busy = len(app.queue) + len(app.leases)
+        share = (op.priority, op.client)
+        start = max(app.clock[op.priority], app.shares.get(share, 0))
+        app.shares[share] = start + op.params.total_steps
+        score = -op.priority * PRIORITY + start
+        self._jobs[op.job_id] = _Record(
+            submit=op, created=now, score=score, max_attempts=op.max_attempts
+        )
+        app.queue[op.job_id] = score
+        self._index[op.job_id] = now
+        self._count(op, 1)
+        if op.idempotency_key is not None:
+            ends = now + op.idempotency_ttl.total_seconds()
+            self._keys[key] = (op.job_id, op.digest, ends)
+        self._work.notify_all()
+        admission = Admission.RUN_NOW if busy < slots else Admission.QUEUED
+        return answer(admission, ahead=app.in_order().index(op.job_id))
+
+    def _claim(self, op: Claim, now: float) -> list[ClaimedJob]:
+        app = self._apps[op.app]
+        claimed = list[ClaimedJob]()
+        for job_id in app.in_order()[: op.count]:
+            del app.queue[job_id]
+            record = self._jobs[job_id]
+            priority = record.submit.priority
+            start = record.score + priority * PRIORITY
+            app.clock[priority] = max(app.clock[priority], start)
+            record.attempt += 1
+            record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
+            record.step, record.phase = 0, "starting"
+            app.leases[job_id] = now + op.lease.total_seconds()
+            claimed.append(
+                ClaimedJob(
+                    id=job_id,
+                    fence=record.attempt,
+                    params=record.submit.params,
+                    waited=now - record.created,
+                )
+            )
+        if not app.queue:
+            app.shares.clear()
+        return claimed
+
+    def _beat(self, op: Beat, now: float) -> list[Pulse]:
+        app = self._apps[op.app]
+        until = now + op.lease.total_seconds()
+        mine = op.presence.id
+        app.replicas[mine] = (op.presence, op.slots, until)
+        for name, (presence, _, end) in list(app.replicas.items()):
+            if end <= now and name != mine:
+                del app.replicas[name]
+                app.load_failures += presence.state is AppState.LOADING
+        return [self._pulse(app, job, until) for job in op.jobs]
+
+    def _pulse(self, app: _App, job: JobProgress, until: float) -> Pulse:
+        record = self._jobs.get(job.job_id)
+        if record is None or not _holds(record, job.fence):
+            return Pulse.LOST
+        if job.job_id in app.leases:
+            app.leases[job.job_id] = until
+        record.step, record.phase = job.step, job.phase
+        return Pulse.CANCEL if record.is_cancelled else Pulse.OK
+
+    def _finish(self, op: Finish, now: float) -> Ending:
+        record = self._alive(op.job_id, now)
+        if record and record.finish and record.finish.fence == op.fence:  # its reply was lost
+            cancelled = record.status is JobStatus.CANCELLED
+            return Ending.CANCELLED if cancelled else Ending.FINISHED
+        if record is None or not _holds(record, op.fence):
+            self._forget(op.result_keys)
+            return Ending.LOST
+        app = self._apps[op.app]
+        status = JobStatus.CANCELLED if record.is_cancelled else op.status
+        record.finish = op
+        if status is JobStatus.CANCELLED:
+            self._forget(op.result_keys)
+        else:
+            record.error = op.error
+            for name in op.result_keys:
+                if name in self._blobs:  # else the caller took longer than UNCLAIMED_RESULT_TTL
+                    blob, _ = self._blobs[name]
+                    self._blobs[name] = (blob, now + op.results.ttl.total_seconds())
+                    self._results[name] = (len(blob), now)
+            self._make_room(op.results, now)
+        app.leases.pop(op.job_id, None)
+        if status is JobStatus.SUCCEEDED:
+            before = op.seconds if app.seconds_per_job is None else app.seconds_per_job
+            app.seconds_per_job = before * 0.7 + op.seconds * 0.3
+        self._end(record, status, now, op.job_ttl)
+        cancelled = status is JobStatus.CANCELLED
+        return Ending.CANCELLED if cancelled else Ending.FINISHED
+
+    def _release(self, op: Release, now: float) -> bool:
+        record = self._alive(op.job_id, now)
+        if record is None or not _holds(record, op.fence):
+            return False
+        self._apps[op.app].leases.pop(op.job_id, None)
+        record.max_attempts += 1
+        self._hand_back(record, now, op.job_ttl)
+        return True
+
+    def _reap(self, op: Reap, now: float) -> Reaped:
+        app = self._apps[op.app]
+        over = sorted((end, job_id) for job_id, end in app.leases.items() if end <= now)
+        requeued = ended = 0
+        for _, job_id in over[: op.limit]:
+            del app.leases[job_id]
+            record = self._jobs[job_id]
+            if not record.is_cancelled and record.attempt >= record.max_attempts:
+                record.error = JobFailure(code="worker_lost", message=_worker_lost(record.attempt))
+                self._end(record, JobStatus.FAILED, now, op.job_ttl)
+                ended += 1
+            elif self._hand_back(record, now, op.job_ttl) is JobStatus.QUEUED:
+                requeued += 1
+            else:
+                ended += 1
+        return Reaped(requeued=requeued, ended=ended)
+
+    def _cancel(self, op: Cancel, now: float) -> JobStatus | None:
+        record = self._alive(op.job_id, now)
+        if record is None:
+            return None
+        found = record.status
+        if not found.is_final:
+            record.is_cancelled = True
+        if found is JobStatus.QUEUED:
+            app = self._apps[op.app]
+            del app.queue[op.job_id]
+            if record.share in app.shares:  # what was not served is not charged
+                app.shares[record.share] -= record.submit.params.total_steps
+            self._end(record, JobStatus.CANCELLED, now, op.job_ttl)
+        return found
+
+    def _drain(self, op: Drain, now: float) -> int:
+        app = self._apps[op.app]
+        if op.spec and self._specs.get(op.app) != op.spec:
+            return 0
+        if op.broken:
+            app.broken = op.failure
+        ids = app.in_order()[: op.limit]
+        for job_id in ids:
+            del app.queue[job_id]
+            self._jobs[job_id].error = op.failure
+            self._end(self._jobs[job_id], JobStatus.FAILED, now, op.job_ttl)
+        app.shares.clear()
+        return len(ids)
+
+    def _view_app(self, op: ViewApp, now: float) -> AppStatus:
+        app = self._apps[op.app]
+        live = app.live(now)
+        replicas = tuple(presence for presence, _ in live)
+        slots = sum(n for presence, n in live if presence.state is not AppState.LOADING)
+        work = len(app.queue) + len(app.leases)
+        return AppStatus(
+            state=app_state(replicas, slots, work, broken=app.broken is not None),
+            phase=replicas[0].phase if replicas else None,
+            queued=len(app.queue),
+            running=len(app.leases),
+            replicas=replicas,
+            broken_reason=app.broken.message if app.broken else None,
+            seconds_per_job=app.seconds_per_job,
+            load_seconds=app.load_seconds,
+            wished=app.wish_until > now,
+            device=app.device,
+        )
+
+    def _view_job(self, op: ViewJob, now: float) -> Job:
+        record = self._alive(op.job_id, now)
+        if record is None:
+            known = op.job_id in self._index
+            raise JobExpiredError(op.job_id) if known else JobNotFoundError(op.job_id)
+        submit = record.submit
+        is_queued = record.status is JobStatus.QUEUED
+        result = record.finish if record.status is JobStatus.SUCCEEDED else None
+        return Job(
+            id=op.job_id,
+            app=submit.app,
+            model=submit.model,
+            status=record.status,
+            params=submit.params,
+            created_at=_time(record.created),
+            started_at=_time(record.started) if record.started else None,
+            finished_at=_time(record.ended) if record.ended else None,
+            phase=record.phase,
+            step=record.step,
+            position=self._apps[submit.app].in_order().index(op.job_id) if is_queued else None,
+            attempt=record.attempt,
+            cancel_requested=record.is_cancelled,
+            client=submit.client,
+            owner=record.owner,
+            result_keys=tuple(result.result_keys) if result else (),
+            image_seeds=tuple(result.image_seeds) if result else (),
+            metrics=result.metrics if result else None,
+            error=record.error,
+        )
+
+    # --- what they share ---------------------------------------------------------------------
+
+    def _alive(self, job_id: str, now: float) -> _Record | None:
+        record = self._jobs.get(job_id)
+        if record and record.expires is not None and record.expires <= now:
+            del self._jobs[job_id]
+            return None
+        return record
+
+    def _count(self, op: Submit, change: int) -> None:
+        for name in ("all", "app:" + op.app, "client:" + op.client):
+            self._load[name] += change
+            if self._load[name] <= 0:
+                del self._load[name]
+
+    def _end(self, record: _Record, status: JobStatus, now: float, ttl: timedelta) -> None:
+        record.status, record.ended = status, now
+        record.owner = record.phase = None
+        record.expires = now + ttl.total_seconds()
+        self._count(record.submit, -1)
+
+    def _hand_back(self, record: _Record, now: float, ttl: timedelta) -> JobStatus:
+        app = self._apps[record.submit.app]
+        if record.is_cancelled:
+            self._end(record, JobStatus.CANCELLED, now, ttl)
+        elif app.broken:
+            record.error = app.broken
+            self._end(record, JobStatus.FAILED, now, ttl)
+        else:
+            record.status, record.step = JobStatus.QUEUED, 0
+            record.owner = record.phase = None
+            app.queue[record.submit.job_id] = record.score
+            self._work.notify_all()
+        return record.status
+
+    def _make_room(self, budget: ResultBudget, now: float) -> int:
+        oldest = sorted((stored, name) for name, (_, stored) in self._results.items())
+        for stored, name in oldest:
+            is_over = sum(size for size, _ in self._results.values()) > budget.bytes
+            is_old = stored <= now - budget.keep.total_seconds()
+            if stored <= now - budget.ttl.total_seconds() or (is_over and is_old):
+                self._forget([name])
+                del self._results[name]
+        return sum(size for size, _ in self._results.values())
+
+    def _forget(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._blobs.pop(name, None)
+
+    # --- the rest of the store's face --------------------------------------------------------
+
+    def app_status(self, app: str) -> AppStatus:
+        return self.run(ViewApp(app=app))
+
+    def put_results(self, job_id: str, fence: int, blobs: Sequence[bytes]) -> list[str]:
+        """Store the images of one attempt, to be made visible by `Finish`. Returns their keys."""
+        names = [keys.result(job_id, fence, k) for k in range(len(blobs))]
+        with self._lock:
+            end = self._clock() + UNCLAIMED_RESULT_TTL.total_seconds()
+            self._blobs.update(zip(names, ((blob, end) for blob in blobs), strict=True))
+        return names
+
+    def results(self, names: Sequence[str]) -> list[bytes | None]:
+        """The images behind these keys; None for one that has expired."""
+        with self._lock:
+            now = self._clock()
+            found = [self._blobs.get(name) for name in names]
+        return [blob[0] if blob and blob[1] > now else None for blob in found]
+
+    def wait_for_work(self, app: str, seconds: float) -> None:
+        """Block until a job may be waiting, or for `seconds`."""
+        with self._work:
+            if not self._apps[app].queue:
+                self._work.wait(seconds)
+
+    def leave(self, app: str, replica: str) -> None:
+        """A replica says goodbye: at once, nobody counts on its slots."""
+        with self._lock:
+            self._apps[app].replicas.pop(replica, None)
+
+    def note_load(self, app: str, seconds: float) -> None:
+        """Remember how long a start took, for the next cold ETA; it ends a run of failures."""
+        with self._lock:
+            self._apps[app].load_seconds = seconds
+            self._apps[app].load_failures = 0
+
+    def count_load_failure(self, app: str) -> int:
+        """One more start of this app has failed. Returns how many in a row."""
+        with self._lock:
+            self._apps[app].load_failures += 1
+            return self._apps[app].load_failures
+
+    def load_failures(self, app: str) -> int:
+        """How many starts in a row have failed or died on the way."""
+        with self._lock:
+            return self._apps[app].load_failures
+
+    def heal(self, app: str) -> None:
+        """Forget that an app was broken (a redeploy)."""
+        with self._lock:
+            self._apps[app].broken = None
+            self._apps[app].load_failures = 0
+
+    def drain(self, drain: Drain) -> int:
+        """Fail all queued jobs of an app. Returns how many they were."""
+        drained = 0
+        while part := self.run(drain):
+            drained += part
+        return drained
+
+    def unfinished(self) -> list[str]:
+        """The apps that have jobs which have not ended, deployed or not."""
+        with self._lock:
+            return sorted(name[4:] for name in self._load if name.startswith("app:"))
+
+    def wish_replica(self, app: str, seconds: float) -> None:
+        """Ask for a warm replica ahead of traffic, for so long."""
+        with self._lock:
+            self._apps[app].wish_until = self._clock() + seconds
+
+    def register_app(self, spec: AppSpec) -> None:
+        with self._lock:
+            self._specs[spec.name] = spec
+            self._apps[spec.name].device = "GPU" if spec.num_gpus else "CPU"
+
+    def unregister_app(self, app: str) -> None:
+        with self._lock:
+            self._specs.pop(app, None)
+
+    def apps(self) -> dict[str, AppSpec]:
+        """What is deployed, by name."""
+        with self._lock:
+            return dict(sorted(self._specs.items()))
+
+    def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
+        """Forget the ids of jobs whose record expired, once they are `older_than`."""
+        with self._lock:
+            now = self._clock()
+            until = now - older_than.total_seconds()
+            old = [job_id for job_id, created in self._index.items() if created <= until][:limit]
+            gone = [job_id for job_id in old if self._alive(job_id, now) is None]
+            for job_id in gone:
+                del self._index[job_id]
+            return len(gone)
+
+
+def _holds(record: _Record, fence: int) -> bool:
+    return record.status is JobStatus.RUNNING and record.attempt == fence
+
+
+def _worker_lost(attempts: int) -> str:
+    return (
+        f"The replica that ran this job was lost {attempts} times: the job itself may be what "
+        "kills it. Submit it again with fewer steps or a smaller size."
+    )
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

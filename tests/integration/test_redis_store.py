@@ -1,0 +1,62 @@
+"""What only a server can show: scripts that are forgotten, a server that is away or full."""
+
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from sdserve import keys
+from sdserve.errors import StoreFullError, StoreUnavailableError
+from sdserve.jobs import JobStatus
+from sdserve.store import RedisJobStore, connect
+from tests.store_world import World
+from tests.values import APP, submit
+
+pytestmark = pytest.mark.integration
+
+
+def test_scripts_survive_a_flush_of_the_script_cache(redis: Redis) -> None:
+    world = World(RedisJobStore(redis), redis)
+    world.submit()
+    redis.script_flush()
+    assert world.submit().ahead == 1
+
+
+def test_a_server_that_is_away_is_one_clear_error() -> None:
+    store = RedisJobStore(connect("redis://127.0.0.1:1"))
+    with pytest.raises(StoreUnavailableError, match="REDIS_URL"):
+        store.run(submit())
+
+
+def test_a_full_server_takes_no_job_but_lets_those_it_has_end(redis: Redis) -> None:
+    world = World(RedisJobStore(redis), redis)
+    world.submit()
+    world.submit()
+    done, lost = world.claim(), world.claim()
+    before: Any = redis.config_get("maxmemory")
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StoreFullError):
+            world.submit()
+        with pytest.raises(StoreFullError):
+            world.store.put_results(done.id, done.fence, [b"png"])
+        assert world.beat(done)
+        world.cancel(done.id)
+        assert world.succeed(done, []).value == "cancelled"
+    finally:
+        redis.config_set("maxmemory", before["maxmemory"])
+    assert world.view(done.id).status is JobStatus.CANCELLED
+    assert world.view(lost.id).status is JobStatus.RUNNING
+
+
+def test_nothing_is_left_when_all_has_ended(redis: Redis) -> None:
+    """No key without a TTL grows with the jobs that have been."""
+    world = World(RedisJobStore(redis), redis)
+    for client in ("a", "b"):
+        world.submit(client=client, idempotency_key="k")
+    for _ in range(2):
+        world.succeed(world.claim())
+    assert redis.hgetall(keys.LOAD) == {b"bytes": b"6"}
+    assert redis.exists(keys.QUEUE + APP, keys.LEASE + APP, keys.SHARES + APP) == 0
+    for pattern in (keys.JOB, keys.IDEMPOTENCY, keys.RESULT + "01", keys.WAKE):
+        assert all(redis.ttl(key) > 0 for key in redis.scan_iter(pattern + "*"))

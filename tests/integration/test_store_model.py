@@ -1,0 +1,231 @@
+"""The scripts against the store in memory: any sequence of operations has the same outcome."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from itertools import count
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from redis import Redis
+
+from sdserve.apps import AppState, ReplicaPresence
+from sdserve.errors import SdServeError
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
+from sdserve.limits import Limits, ResultBudget
+from sdserve.operations import (
+    Admission,
+    Beat,
+    Cancel,
+    Claim,
+    Drain,
+    Finish,
+    JobProgress,
+    Operation,
+    Reap,
+    Release,
+    Submit,
+    Submitted,
+    ViewApp,
+    ViewJob,
+)
+from sdserve.store import RedisJobStore
+from sdserve.testing import InMemoryJobStore
+from tests.values import JOB_TTL, METRICS, params, submit
+
+pytestmark = pytest.mark.integration
+
+APPS = ("sd-a", "sd-b")
+CLIENTS = ("", "ann", "bob")
+HOUR = timedelta(hours=1)
+# Time is no part of the model: a lease or a result's age has run out at once, or not at all.
+SPANS = st.sampled_from([timedelta(0), HOUR])
+
+apps = st.sampled_from(APPS)
+clients = st.sampled_from(CLIENTS)
+budgets = st.builds(
+    ResultBudget, bytes=st.sampled_from([10, 40, 1000]), ttl=st.just(HOUR), keep=SPANS
+)
+limits = st.builds(
+    Limits, jobs=st.sampled_from([5, 100]), client_jobs=st.sampled_from([2, 100]), results=budgets
+)
+
+
+class Stores(RuleBasedStateMachine):
+    """Does everything twice, and compares answers and all that can be seen."""
+
+    redis: ClassVar[Redis]
+    jobs: Bundle[Submitted] = Bundle("jobs")
+    claims: Bundle[tuple[str, ClaimedJob]] = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redis.flushdb()
+        ticks = count(1_000_000)
+        self.real = RedisJobStore(self.redis)
+        self.model = InMemoryJobStore(clock=lambda: float(next(ticks)))
+        self.ids: dict[str, str] = {}  # job -> app
+
+    def both(self, operation: Operation[Any]) -> Any:
+        real, model = self.outcome(self.real, operation), self.outcome(self.model, operation)
+        assert _timeless(real) == _timeless(model), operation
+        return real
+
+    def outcome(self, store: RedisJobStore | InMemoryJobStore, operation: Operation[Any]) -> Any:
+        try:
+            return store.run(operation)
+        except SdServeError as error:
+            return type(error), str(error)
+
+    @rule(
+        target=jobs, app=apps, client=clients, limits=limits, priority=st.sampled_from([0, 0, 1]),
+        steps=st.sampled_from([1, 5, 20]), key=st.sampled_from([None, None, "k1", "k2"]),
+        digest=st.sampled_from(["x", "x", "y"]), queue_limit=st.sampled_from([3, 50]),
+        attempts=st.sampled_from([1, 2, 3]),
+    )  # fmt: skip
+    def submits(
+        self, app: str, client: str, limits: Limits, priority: int, steps: int, key: str | None,
+        digest: str, queue_limit: int, attempts: int,
+    ) -> Any:  # fmt: skip
+        operation = submit(
+            job_id=new_job_id(), app=app, client=client, limits=limits, priority=priority,
+            params=params(num_inference_steps=steps), idempotency_key=key, digest=digest,
+            queue_limit=queue_limit, max_attempts=attempts,
+        )  # fmt: skip
+        submitted = self.both(operation)
+        if submitted.admission not in (Admission.RUN_NOW, Admission.QUEUED):
+            return multiple()
+        self.ids[operation.job_id] = app
+        return operation
+
+    @rule(again=jobs)
+    def submits_again(self, again: Submit) -> None:
+        self.both(again)
+
+    @rule(target=claims, app=apps, number=st.integers(1, 3), lease=SPANS)
+    def claims_some(self, app: str, number: int, lease: timedelta) -> Any:
+        claimed = self.both(Claim(app=app, replica="r1", count=number, lease=lease))
+        return multiple(*((app, job) for job in claimed))
+
+    @rule(claim=claims, lease=SPANS, state=st.sampled_from(AppState), step=st.integers(0, 20))
+    def beats(
+        self, claim: tuple[str, ClaimedJob], lease: timedelta, state: AppState, step: int
+    ) -> None:
+        app, job = claim
+        presence = ReplicaPresence(id=f"r{step % 3}", state=state, phase="p", pid=1, node="n")
+        told = JobProgress(job_id=job.id, fence=job.fence, step=step, phase=f"step {step}")
+        self.both(Beat(app=app, presence=presence, slots=1, lease=lease, jobs=[told]))
+
+    @rule(
+        claim=claims, status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED]),
+        results=budgets, images=st.lists(st.sampled_from([b"", b"12345", b"1" * 20]), max_size=2),
+    )  # fmt: skip
+    def finishes(
+        self, claim: tuple[str, ClaimedJob], status: JobStatus, results: ResultBudget,
+        images: list[bytes],
+    ) -> None:  # fmt: skip
+        app, job = claim
+        names, metrics, error = list[str](), None, None
+        if status is JobStatus.SUCCEEDED:
+            names = self.real.put_results(job.id, job.fence, images)
+            assert names == self.model.put_results(job.id, job.fence, images)
+            metrics = METRICS
+        else:
+            error = JobFailure(code="internal_error", message="no")
+        before: Any = self.redis.time()
+        self.both(
+            Finish(
+                app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
+                results=results, result_keys=names, image_seeds=list(range(len(names))),
+                metrics=metrics, error=error, seconds=2.0,
+            )
+        )  # fmt: skip
+        while self.redis.time() < (before[0], before[1] + 1000):
+            pass  # so that the next result is younger: which of two goes first depends on it
+
+    @rule(claim=claims)
+    def gives_back(self, claim: tuple[str, ClaimedJob]) -> None:
+        app, job = claim
+        self.both(Release(app=app, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
+
+    @rule(app=apps)
+    def reaps(self, app: str) -> None:
+        self.both(Reap(app=app, job_ttl=JOB_TTL))
+
+    @rule(job=jobs, ttl=SPANS)
+    def cancels(self, job: Submit, ttl: timedelta) -> None:
+        self.both(Cancel(app=job.app, job_id=job.job_id, job_ttl=ttl))
+
+    @rule(app=apps, broken=st.booleans(), limit=st.sampled_from([1, 100]))
+    def drains(self, app: str, broken: bool, limit: int) -> None:
+        failure = JobFailure(code="app_broken", message="bad file")
+        drain = Drain(app=app, failure=failure, job_ttl=JOB_TTL, broken=broken, limit=limit)
+        self.both(drain)
+
+    @rule(app=apps)
+    def heals(self, app: str) -> None:
+        self.real.heal(app)
+        self.model.heal(app)
+
+    @rule(app=apps)
+    def leaves(self, app: str) -> None:
+        self.real.leave(app, "r1")
+        self.model.leave(app, "r1")
+
+    @invariant()
+    def looks_the_same(self) -> None:
+        for app in APPS:
+            self.both(ViewApp(app=app))
+            assert self.real.load_failures(app) == self.model.load_failures(app)
+        assert self.real.unfinished() == self.model.unfinished()
+        for job_id in self.ids:
+            job = self.both(ViewJob(job_id=job_id))
+            if isinstance(job, Job) and job.result_keys:
+                kept: Any = self.redis.mget(list(job.result_keys))
+                assert kept == self.model.results(job.result_keys)
+
+
+def _timeless(outcome: Any) -> Any:
+    match outcome:
+        case Job():
+            return replace(
+                outcome,
+                created_at=None,
+                started_at=outcome.started_at is not None,
+                finished_at=outcome.finished_at is not None,
+            )
+        case Submitted():
+            return replace(outcome, room_after=outcome.room_after is not None)
+        case [ClaimedJob(), *_]:
+            return [replace(job, waited=0.0) for job in outcome]
+        case _:
+            return outcome
+
+
+@pytest.fixture
+def stores(redis: Redis) -> Iterator[type[Stores]]:
+    Stores.redis = redis
+    yield Stores
+    del Stores.redis
+
+
+def test_the_scripts_do_what_the_model_does(stores: type[Stores]) -> None:
+    run_state_machine_as_test(
+        stores,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )

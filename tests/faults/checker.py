@@ -92,17 +92,21 @@ def unfinished(facts: Facts) -> Iterator[Violation]:
 
 def innocents(facts: Facts) -> Iterator[Violation]:
     """G1 and G5: a job fails for a reason of its own, or after as many losses as it may have."""
+    # A submission without an answer may have been accepted, under an id that nobody knows.
+    unanswered = defaultdict[str, set[str]](set)
+    for asked in facts.asked:
+        if asked.status is None:
+            unanswered[asked.app].update(asked.may_fail)
     for job_id, job in facts.snapshot.jobs.items():
         if job.status != "failed":
             continue
         asked = facts.accepted.get(job_id)
-        allowed = set(asked.may_fail if asked else ())
+        allowed: set[str] = set(asked.may_fail) if asked else set(unanswered[job.app])
         began = asked.began if asked else 0.0
         ends = [look.at for look in facts.looks[job_id] if look.status in FINAL]
         end = min(ends, default=float("inf"))
         here = [fault for fault in facts.faults if fault.app in (None, job.app)]
-        if any(fault.deletes_app for fault in here):
-            allowed.add("app_gone")
+        allowed.update(fault.ends_jobs for fault in here if fault.ends_jobs)
         losses = sum(fault.loses_replica and began <= fault.at <= end for fault in here)
         if losses >= job.max_attempts:
             allowed.add("worker_lost")

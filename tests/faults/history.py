@@ -64,7 +64,7 @@ class Struck:
     kind: str
     app: str | None = None  # None: all apps
     loses_replica: bool = False  # a running job may have lost its replica to it
-    deletes_app: bool = False
+    ends_jobs: str | None = None  # the error code with which jobs of `app` may end from now on
     event: Literal["struck"] = "struck"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from sdserve.errors import StoreUnavailableError
+from sdserve.errors import StoreFullError, StoreUnavailableError
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Admission, Cancel, ViewJob
 from sdserve.store import RedisJobStore, connect
@@ -71,6 +71,8 @@ class LightClient(threading.Thread):
         try:
             operation = submit(app=app, params=wanted, digest=body, idempotency_key=key)
             answer = self._store.run(operation)
+        except StoreFullError:
+            status = 503
         except StoreUnavailableError:
             pass  # no answer: it may have been accepted or not
         else:

@@ -83,6 +83,14 @@ class LightStack:
         self.history.add(strike)
         victim.kill()
 
+    def crash(self) -> None:
+        """Power loss: nobody here does anything any more."""
+        for client in self.clients:
+            client.stop()
+        with self._lock:
+            for replica in self._replicas:
+                replica.kill()
+
     def until_accepted(self, count: int, strike: Callable[[], None], pause: float) -> None:
         """Strike again and again, a random pause around `pause` between, under load."""
         deadline = time.monotonic() + LIMIT

@@ -58,8 +58,7 @@ def test_a_redis_that_forgot_its_last_bytes_is_whole(
         server.kill()
         size = server.tail.stat().st_size
         cuts = [stack.random.randrange(1, size // 2) for _ in range(4)]
-        for client in stack.clients:
-            client.stop()
+        stack.crash()
     for number, cut in enumerate(cuts):
         twin = server.copy(tmp_path / f"twin {number}", cut=cut)
         twin.start()
@@ -111,6 +110,7 @@ def test_after_a_failover_to_a_replica_what_arrived_there_is_whole(
             with LightStack(history, server.url, seed=6) as stack:
                 stack.until_accepted(JOBS, stack.kill_replica, 0.3)
                 server.kill()
+                stack.crash()
             redis.replicaof("NO", "ONE")
             strike(history, "failover")
             with LightStack(history, follower.url, seed=7, clients=0) as rest:

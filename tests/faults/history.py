@@ -63,6 +63,7 @@ class Struck:
     at: float
     kind: str
     app: str | None = None  # None: all apps
+    is_over: bool = False  # the end of a lasting fault, which was noted at its begin too
     loses_replica: bool = False  # a running job may have lost its replica to it
     ends_jobs: str | None = None  # the error code with which jobs of `app` may end from now on
     event: Literal["struck"] = "struck"

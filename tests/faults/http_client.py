@@ -153,12 +153,12 @@ class HttpClient(threading.Thread):
 
 
 def _body(number: int) -> dict[str, Any]:
-    steps = 60 if number % 7 == 0 else 2 + number % 11
+    steps = 150 if number % 4 == 0 else 2 + number % 11
     return {
         "prompt": PROMPTS[number % 2],
         "seed": number,
         "num_inference_steps": steps,
-        "num_images": 2 if number % 9 == 0 else 1,
+        "num_images": 4 if number % 3 == 0 else 1,
         "priority": number % 3 - 1,
     }
 

@@ -132,9 +132,9 @@ class LightStack:
                         self._replicas[place].start()
 
 
-def until_all_ended(redis: Redis) -> None:
+def until_all_ended(redis: Redis, limit: float = LIMIT) -> None:
     """Wait until no job is queued or running."""
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + limit
     while True:
         states = set[str]()
         for key in redis.scan_iter(match=keys.JOB + "*", count=1000):

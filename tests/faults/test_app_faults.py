@@ -38,7 +38,7 @@ def test_a_full_redis_refuses_new_jobs_and_ends_those_it_has(
             refused += 1
             time.sleep(stack.random.uniform(0.1, 0.9))
             redis.config_set("maxmemory", 0)
-            history.add(replace(fault, at=time.time()))
+            history.add(replace(fault, at=time.time(), is_over=True))
 
         stack.until_accepted(JOBS, fill, 0.5)
         facts = stack.settle()

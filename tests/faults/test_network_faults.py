@@ -45,7 +45,7 @@ def test_bad_weather_loses_and_changes_nothing(
             time.sleep(stack.random.uniform(0.1, 0.9))
             proxy.set(CALM)
             # A claim whose reply is lost is repeated at once: in a lease's time both may be lost.
-            history.add(replace(fault, at=time.time()))
+            history.add(replace(fault, at=time.time(), is_over=True))
 
         with stack:
             stack.until_accepted(JOBS, strike, 0.5)

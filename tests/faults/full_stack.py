@@ -88,9 +88,13 @@ class FullStack:
         """Note a fault, at the moment it is made."""
         self.history.add(
             Struck(
-                at=time.time(), kind=kind, app=app, is_over=is_over, loses_replica=loses_replica,
+                at=time.time(),
+                kind=kind,
+                app=app,
+                is_over=is_over,
+                loses_replica=loses_replica,
                 ends_jobs=ends_jobs,
-            )  # fmt: skip
+            )
         )
 
     def up(self) -> None:

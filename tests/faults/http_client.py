@@ -45,7 +45,8 @@ class HttpClient(threading.Thread):
             if chance < 0.55 or not self.known:
                 self._submit_something()
             elif chance < 0.9:
-                self.look(self._random.choice(list(self.known)), wait=self._random.choice((0, 0, 3)))
+                job_id = self._random.choice(list(self.known))
+                self.look(job_id, wait=self._random.choice((0, 0, 3)))
             else:
                 self.cancel(self._random.choice(list(self.known)[-10:]))
         self._http.close()
@@ -134,11 +135,14 @@ class HttpClient(threading.Thread):
         error = job.get("error")
         self._history.add(
             Seen(
-                began=began, at=time.time(), job_id=job_id,
+                began=began,
+                at=time.time(),
+                job_id=job_id,
                 status="succeeded" if is_result else job["status"],
-                attempt=job.get("attempt", 0), error=error["code"] if error else None,
+                attempt=job.get("attempt", 0),
+                error=error["code"] if error else None,
                 images=_digests(result) if result else None,
-            )  # fmt: skip
+            )
         )
 
     def cancel(self, job_id: str) -> None:

@@ -80,9 +80,15 @@ class LightClient(threading.Thread):
             job_id = answer.job_id if status == 202 else None
         self._history.add(
             Asked(
-                began=began, at=time.time(), app=app, body=body, key=key, status=status,
-                job_id=job_id, may_fail=("worker_lost",) if prompt == POISON else (),
-            )  # fmt: skip
+                began=began,
+                at=time.time(),
+                app=app,
+                body=body,
+                key=key,
+                status=status,
+                job_id=job_id,
+                may_fail=("worker_lost",) if prompt == POISON else (),
+            )
         )
         if job_id:
             self.known[job_id] = app
@@ -98,9 +104,14 @@ class LightClient(threading.Thread):
             return None
         self._history.add(
             Seen(
-                began=began, at=time.time(), job_id=job_id, status=job.status, attempt=job.attempt,
-                error=job.error.code if job.error else None, images=images,
-            )  # fmt: skip
+                began=began,
+                at=time.time(),
+                job_id=job_id,
+                status=job.status,
+                attempt=job.attempt,
+                error=job.error.code if job.error else None,
+                images=images,
+            )
         )
         return job
 
@@ -108,9 +119,7 @@ class LightClient(threading.Thread):
         """Cancel a job, with the answer that HTTP would give."""
         began, status = time.time(), None
         try:
-            was = self._store.run(
-                Cancel(app=self.known[job_id], job_id=job_id, job_ttl=JOB_TTL)
-            )
+            was = self._store.run(Cancel(app=self.known[job_id], job_id=job_id, job_ttl=JOB_TTL))
         except StoreUnavailableError:
             pass
         else:

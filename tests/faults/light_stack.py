@@ -1,4 +1,4 @@
-"""Clients, replicas and reapers around one Redis, all in this process: hundreds of jobs in seconds."""
+"""Clients, replicas and reapers around one Redis, all in this process: many jobs in seconds."""
 
 import threading
 import time

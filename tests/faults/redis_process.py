@@ -70,7 +70,7 @@ class RedisProcess:
             self._process = None
 
     def client(self) -> Redis:
-        return Redis(port=self.port, socket_timeout=10, socket_connect_timeout=10, retry=None)
+        return Redis.from_url(self.url, socket_timeout=10, socket_connect_timeout=10, retry=None)
 
     def copy(self, folder: Path, *, cut: int) -> "RedisProcess":
         """A stopped server's twin whose append-only file lacks its last `cut` bytes."""

@@ -52,7 +52,8 @@ def main() -> int:
         for kind in shuffled(stack.random):
             if time.monotonic() > end:
                 break
-            print(f"{time.monotonic() - begin:6.0f} s  {stack.accepted:5} jobs  {kind}", file=sys.stderr)
+            seconds = time.monotonic() - begin
+            print(f"{seconds:6.0f} s  {stack.accepted:5} jobs  {kind}", file=sys.stderr)
             STRIKES[kind](stack)
             time.sleep(stack.random.uniform(0, 2 * PAUSE))
         facts = stack.settle()

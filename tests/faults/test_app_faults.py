@@ -10,7 +10,7 @@ from sdserve.jobs import JobFailure
 from sdserve.operations import Drain
 from sdserve.store import RedisJobStore, connect
 from tests.faults.checker import check
-from tests.faults.history import Asked, History, Struck
+from tests.faults.history import History, Struck
 from tests.faults.light_stack import APPS, LightStack
 from tests.faults.redis_process import RedisProcess
 from tests.values import JOB_TTL, submit
@@ -66,5 +66,5 @@ def test_an_app_that_breaks_or_is_deleted_ends_its_jobs_with_the_reason(
         facts = stack.settle()
     assert check(facts) == []
     # Whether jobs were waiting at that moment is chance; that new ones were refused is not.
-    refused = [asked for asked in facts.asked if isinstance(asked, Asked) and asked.status == 503]
+    refused = [asked for asked in facts.asked if asked.status == 503]
     assert {asked.app for asked in refused} == {APP}

@@ -138,7 +138,8 @@ def test_what_is_allowed_is_not_held_against_it() -> None:
     assert rules([asked(), *kills], failed) == set()
     assert rules([asked(may_fail=("worker_lost",))], failed) == set()
     gone = snapshot(record("failed", error="app_gone"))
-    assert rules([asked(), Struck(at=3.0, kind="delete", app="a", ends_jobs="app_gone")], gone) == set()
+    deleted = Struck(at=3.0, kind="delete", app="a", ends_jobs="app_gone")
+    assert rules([asked(), deleted], gone) == set()
     # Two looks at the same time may tell two states; the key's second body was refused.
     overlap = [*GOOD, seen("running", 4.0, at=20.0)]
     assert rules(overlap, snapshot()) == set()

@@ -20,7 +20,7 @@ def proxy(server: RedisProcess) -> Iterator[TcpProxy]:
 
 
 def client(proxy: TcpProxy, patience: float = 30) -> Redis:
-    return Redis(port=proxy.port, socket_timeout=patience, retry=None)
+    return Redis.from_url(proxy.url, socket_timeout=patience, retry=None)
 
 
 def test_calm_weather_changes_nothing(proxy: TcpProxy) -> None:

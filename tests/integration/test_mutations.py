@@ -14,7 +14,7 @@ from tests.store_world import World
 pytestmark = pytest.mark.integration
 
 
-# Script -> what the mutation is called, a piece of the script, and what a careless hand makes of it.
+# Script -> what the mutation is called, a piece of the script, and what a careless hand makes of it
 MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
     "submit": [
         ("no idempotency", "if known[1] then", "if false then"),

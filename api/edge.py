@@ -45,6 +45,7 @@ class Edge:
         self._redis = connect_async(settings.redis_url)
         self.store = AsyncJobStore(self._redis)
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._stopped = False
 
     @asynccontextmanager
     async def running(self, app: str | None = None) -> AsyncGenerator[None]:
@@ -56,6 +57,8 @@ class Edge:
         try:
             yield
         finally:
+            # redis-py may turn a cancel into a time-out of its own, so the loops look at this too.
+            self._stopped = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -125,7 +128,7 @@ class Edge:
         # A connection of its own without a reply time-out: silence is normal on it.
         redis = connect_async(self.settings.redis_url, reply_timeout=None)
         try:
-            while True:
+            while not self._stopped:
                 try:
                     await self._wake_waiters(redis)
                 except (RedisError, OSError) as error:
@@ -143,7 +146,7 @@ class Edge:
 
     async def _reap(self, only: str | None) -> None:
         """Replicas reap too; the edge does it when an app has none left, or is deleted."""
-        while True:
+        while not self._stopped:
             await asyncio.sleep(REAP_INTERVAL)
             try:
                 for app in [only] if only else await self.store.unfinished():

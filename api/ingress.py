@@ -38,6 +38,7 @@ from sdserve.errors import (
     QueueFullError,
     ServerFullError,
     StorageFullError,
+    StoreUnavailableError,
 )
 from sdserve.generation import ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus, new_job_id
@@ -120,8 +121,12 @@ class Ingress:
                 priority=body.priority,
             )
         )
-        job = await self._edge.wait(submitted.job_id, self._hold(wanted, submitted))
-        response = await self._answer(job, raw)
+        try:
+            job = await self._edge.wait(submitted.job_id, self._hold(wanted, submitted))
+            response = await self._answer(job, raw)
+        except StoreUnavailableError as error:
+            error.job_id = submitted.job_id  # it is in Redis: sent again it would be drawn twice
+            raise
         response.headers["X-Job-Id"] = job.id
         if wanted.applied:
             response.headers["Preference-Applied"] = wanted.applied

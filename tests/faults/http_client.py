@@ -15,6 +15,8 @@ from tests.faults.history import Asked, CancelAsked, History, Seen, digests
 PATIENCE = 30.0  # seconds for one answer; a held request is answered within 10
 PAUSE = 0.15  # seconds between two actions
 RETRY = 0.5  # seconds
+OPEN = 5  # jobs that one client waits for at most: queues stay short, so faults hit what runs
+FINAL = ("succeeded", "failed", "cancelled", "missing", "expired")
 PROMPTS = ("a red circle on a blue background", "a green square on a white background")
 
 
@@ -35,44 +37,54 @@ class HttpClient(threading.Thread):
         self._keys = keys
         self._stopped = threading.Event()
         self.known: dict[str, str] = {}  # id -> app of what was accepted here
+        self._open: set[str] = set()  # those of which no end has been seen
 
     def stop(self) -> None:
         self._stopped.set()
 
+    def close(self) -> None:
+        self._http.close()
+
     def run(self) -> None:
         while not self._stopped.wait(self._random.uniform(0, 2 * PAUSE)):
             chance = self._random.random()
-            if chance < 0.55 or not self.known:
+            if len(self._open) >= OPEN:
+                self.look(self._random.choice(sorted(self._open)), wait=2)
+            elif chance < 0.55 or not self.known:
                 self._submit_something()
             elif chance < 0.9:
                 job_id = self._random.choice(list(self.known))
                 self.look(job_id, wait=self._random.choice((0, 0, 3)))
             else:
                 self.cancel(self._random.choice(list(self.known)[-10:]))
-        self._http.close()
+        self.close()
 
     def _submit_something(self) -> None:
         number = self._random.randrange(self._keys)
         app = self._apps[number % len(self._apps)]
         prefer = self._random.choice((None, "respond-async", "respond-async", "wait=8"))
+        priority = number % 3 - 1
         if number % 10 == 0:  # the same from three sides at once
             threads = [
-                threading.Thread(target=self.submit, args=(app, number, prefer)) for _ in range(3)
+                threading.Thread(target=self.submit, args=(app, number, prefer, priority))
+                for _ in range(3)
             ]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
         else:
-            self.submit(app, number, prefer)
+            self.submit(app, number, prefer, priority)
 
-    def submit(self, app: str, number: int, prefer: str | None = "respond-async") -> str | None:
+    def submit(
+        self, app: str, number: int, prefer: str | None = "respond-async", priority: int = 0
+    ) -> str | None:
         """Ask with idempotency key `number`, again until there is an answer that says something.
 
         Returns:
             the job's id; None if it was refused, or this client was stopped before.
         """
-        body = _body(number)
+        body = {**_body(number), "priority": priority}
         # A key's body is always the same, except by a mistake.
         if self._random.random() < 0.03:
             body = {**body, "seed": number + 10**6}
@@ -80,7 +92,9 @@ class HttpClient(threading.Thread):
         while True:
             asked, job = self._ask(app, body, headers)
             if asked.job_id is not None:
-                self.known[asked.job_id] = app
+                if asked.job_id not in self.known:
+                    self.known[asked.job_id] = app
+                    self._open.add(asked.job_id)
                 if job is not None and "status" in job:
                     self._note(asked.job_id, asked.began, job)
                 return asked.job_id
@@ -128,17 +142,20 @@ class HttpClient(threading.Thread):
         return job["status"]
 
     def _note(self, job_id: str, began: float, job: dict[str, Any]) -> None:
+        if isinstance(job["status"], int):  # a problem that tells of a final job: look, then
+            return
         is_result = job["status"] == "success"  # the 200 answer of a generation
         result = job if is_result else job.get("result")
-        if isinstance(job["status"], int):  # a problem that tells of a final job: see `look`
-            return
+        status = "succeeded" if is_result else job["status"]
+        if status in FINAL:
+            self._open.discard(job_id)
         error = job.get("error")
         self._history.add(
             Seen(
                 began=began,
                 at=time.time(),
                 job_id=job_id,
-                status="succeeded" if is_result else job["status"],
+                status=status,
                 attempt=job.get("attempt", 0),
                 error=error["code"] if error else None,
                 images=_digests(result) if result else None,
@@ -162,8 +179,7 @@ def _body(number: int) -> dict[str, Any]:
         "prompt": PROMPTS[number % 2],
         "seed": number,
         "num_inference_steps": steps,
-        "num_images": 4 if number % 3 == 0 else 1,
-        "priority": number % 3 - 1,
+        "num_images": 2 if number % 3 == 0 else 1,
     }
 
 

@@ -91,14 +91,17 @@ class TcpProxy:
             asyncio.create_task(self._pump(there, writer, replies=True)),
         ]
         try:
-            # When one side ends, so does the other.
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            with suppress(asyncio.CancelledError):  # the proxy closes
+                # When one side ends, so does the other.
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
             for stream in (writer, back):
                 stream.close()
+                with suppress(OSError, TimeoutError):  # who does not read is not waited for
+                    await asyncio.wait_for(stream.wait_closed(), 1)
             self._connections.discard(task)
 
     async def _pump(

@@ -15,8 +15,9 @@ from tests.faults.history import Asked, CancelAsked, History, Seen, digests
 PATIENCE = 30.0  # seconds for one answer; a held request is answered within 10
 PAUSE = 0.15  # seconds between two actions
 RETRY = 0.5  # seconds
-OPEN = 5  # jobs that one client waits for at most: queues stay short, so faults hit what runs
+OPEN = 3  # jobs that one client waits for at most: queues stay short, so faults hit what runs
 FINAL = ("succeeded", "failed", "cancelled", "missing", "expired")
+LONG = 100  # steps: a second or two
 PROMPTS = ("a red circle on a blue background", "a green square on a white background")
 
 
@@ -174,7 +175,7 @@ class HttpClient(threading.Thread):
 
 
 def _body(number: int) -> dict[str, Any]:
-    steps = 150 if number % 4 == 0 else 2 + number % 11
+    steps = LONG if number % 4 == 0 else 2 + number % 11
     return {
         "prompt": PROMPTS[number % 2],
         "seed": number,

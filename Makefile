@@ -50,6 +50,13 @@ status: ## what runs
 test: setup ## all tests that need no GPU; some of them: make test ARGS=tests/unit
 	$(BIN)/pytest $(ARGS)
 
+MINUTES ?= 30
+SEED ?= 1
+
+.PHONY: soak
+soak: setup ## everything under all faults at random: make soak MINUTES=30 SEED=1
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
+
 .PHONY: check
 check: setup ## lint, format, types, layers, shell scripts, Dockerfile
 	$(BIN)/ruff check

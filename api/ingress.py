@@ -40,6 +40,7 @@ from sdserve.errors import (
     QueueFullError,
     ServerFullError,
     StorageFullError,
+    StoreUnavailableError,
 )
 from sdserve.generation import ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus, new_job_id
@@ -127,17 +128,20 @@ class Ingress:
             )
         )
         hold = self._hold(wanted, submitted)
-        if key is not None or hold == 0:
-            # He may come back for it, by its key or by its id.
-            job = await self._edge.wait(submitted.job_id, hold)
-        else:
-            try:
+        try:
+            if key is not None or hold == 0:
+                # He may come back for it, by its key or by its id.
+                job = await self._edge.wait(submitted.job_id, hold)
+            else:
                 job = await self._edge.wait_for(
                     request.receive, self._spec.name, submitted.job_id, hold
                 )
-            except ClientGoneError:
-                return Response(status_code=CLIENT_GONE)
-        response = await self._answer(job, raw)
+            response = await self._answer(job, raw)
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)
+        except StoreUnavailableError as error:
+            error.job_id = submitted.job_id  # it is in Redis: sent again it would be drawn twice
+            raise
         response.headers["X-Job-Id"] = job.id
         if wanted.applied:
             response.headers["Preference-Applied"] = wanted.applied

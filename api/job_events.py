@@ -35,6 +35,7 @@ class JobEvents:
         self._redis_url = redis_url
         self._look = look
         self._waiting: defaultdict[str, set[asyncio.Future[Job]]] = defaultdict(set)
+        self._is_stopped = False
 
     async def wait(self, job_id: str, seconds: float) -> Job:
         """The job once it is final, or as it stands after `seconds`.
@@ -56,10 +57,10 @@ class JobEvents:
                 del self._waiting[job_id]
 
     async def listen(self) -> None:
-        """Follow the events for ever, over restarts of Redis and dead connections."""
+        """Follow the events until `stop`, over restarts of Redis and dead connections."""
         redis = connect_async(self._redis_url, limit=SILENCE)
         try:
-            while True:
+            while not self._is_stopped:
                 try:
                     async with redis.pubsub() as events:
                         await self._follow(events)
@@ -69,10 +70,14 @@ class JobEvents:
         finally:
             await redis.aclose()
 
+    def stop(self) -> None:
+        """End `listen`, which may have lost a cancel to redis-py."""
+        self._is_stopped = True
+
     async def _follow(self, events: PubSub) -> None:
         await events.psubscribe(keys.CHANNEL + "*")
         is_asked = False
-        while True:
+        while not self._is_stopped:
             message: dict[str, Any] | None = await events.get_message(timeout=SILENCE)
             if message is None:
                 # A connection whose other end is gone without a word looks like silence.

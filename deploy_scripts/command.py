@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from sdserve.errors import SdServeError
+from sdserve.redis_server import check_redis, ensure_redis
 from sdserve.settings import Settings, read_settings
 
 
@@ -17,3 +18,12 @@ def run_command(work: Callable[[Settings], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def ensure_store(settings: Settings) -> str:
+    """As `ensure_redis`; what is wrong with a server but no reason to refuse it goes to stderr."""
+    url = ensure_redis(settings)
+    if settings.redis_url:
+        for warning in check_redis(url):
+            print(f"warning: {warning}", file=sys.stderr)
+    return url

@@ -7,13 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from deploy_scripts import cluster
-from deploy_scripts.command import run_command
+from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployed, Deployer, Wishes
 from deploy_scripts.table import print_table
 from sdserve.apps import AppSpec, AppStatus, app_name, name_apps
 from sdserve.checkpoints import inspect_checkpoint, list_checkpoints
 from sdserve.errors import CheckpointError, CheckpointNotFoundError, StoreUnavailableError
-from sdserve.redis_server import ensure_redis, find_redis
+from sdserve.redis_server import find_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
 from workers.tasks import enqueue_preload
@@ -141,7 +141,7 @@ def _locate(name: str, folder: Path) -> Path:
 
 
 def _with_deployer(settings: Settings, work: Callable[[Deployer], int]) -> int:
-    redis_url = ensure_redis(settings)
+    redis_url = ensure_store(settings)
     cluster.connect(settings)
     cluster.refuse_unreachable_redis(redis_url)
     return work(Deployer(settings, redis_url))

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy_scripts import cluster
-from deploy_scripts.command import run_command
+from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployer, Wishes
 from sdserve.checkpoints import list_checkpoints
 from sdserve.daemon import Daemon
-from sdserve.redis_server import ensure_redis, find_redis, stop_redis
+from sdserve.redis_server import find_redis, stop_redis
 from sdserve.settings import Settings
 
 DEMO_MODELS = Path(__file__).parent.parent / "demo_models"
@@ -53,7 +53,7 @@ def up(settings: Settings, *, demo: bool, worker: bool = True) -> Deployer:
     """Start what does not run yet. Returns the connected deployer."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     print("starting Redis ...", flush=True)
-    redis_url = ensure_redis(settings)
+    redis_url = ensure_store(settings)
     print("starting Ray ...", flush=True)
     cluster.connect(settings)
     cluster.refuse_unreachable_redis(redis_url)

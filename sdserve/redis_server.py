@@ -100,7 +100,7 @@ def check_redis(url: str) -> list[str]:
 
 def _start(settings: Settings) -> str:
     folder = _folder(settings)
-    binary = _binary()
+    binary = server_binary()
     password_file, port_file = folder / "password", folder / "port"
     if not password_file.exists():
         _write_secret(password_file, secrets.token_urlsafe(32))
@@ -151,7 +151,7 @@ def _start(settings: Settings) -> str:
     return url
 
 
-def _binary() -> str:
+def server_binary() -> str:
     """A server program of version 7 or newer.
 
     Raises:

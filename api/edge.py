@@ -45,6 +45,7 @@ class Edge:
         self._redis = connect_async(settings.redis_url)
         self.store = AsyncJobStore(self._redis)
         self._events = JobEvents(settings.redis_url, self.job)
+        self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request
 
     @asynccontextmanager
@@ -57,6 +58,9 @@ class Edge:
         try:
             yield
         finally:
+            # redis-py may turn a cancel into a time-out of its own, so the loops look at this too.
+            self._stopped = True
+            self._events.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, *self._chores, return_exceptions=True)
@@ -132,7 +136,7 @@ class Edge:
 
     async def _reap(self, only: str | None) -> None:
         """Replicas reap too; the edge does it when an app has none left, or is deleted."""
-        while True:
+        while not self._stopped:
             await asyncio.sleep(REAP_INTERVAL)
             try:
                 for app in [only] if only else await self.store.unfinished():

@@ -113,14 +113,17 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(SdServeError)
     async def ours(_request: Request, error: SdServeError) -> JSONResponse:
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        headers, errors = dict[str, str](), None
+        headers, errors, job_id = dict[str, str](), None, None
         if isinstance(error, OverloadError):
             headers["Retry-After"] = str(error.retry_after)
         if isinstance(error, StoreUnavailableError):
             headers["Retry-After"] = str(STORE_RETRY_AFTER)
+            job_id = error.job_id
         if isinstance(error, InvalidParameterError):
             errors = [FieldProblem(field=error.field, message=error.message)]
-        return problem(status, error.code, str(error), errors=errors, headers=headers)
+        return problem(
+            status, error.code, str(error), errors=errors, job_id=job_id, headers=headers
+        )
 
     @app.exception_handler(HttpProblemError)
     async def of_http(_request: Request, error: HttpProblemError) -> JSONResponse:

@@ -207,6 +207,7 @@ class StoreUnavailableError(SdServeError):
     """Redis cannot be reached, or has settings that would lose jobs."""
 
     code = "store_unavailable"
+    job_id: str | None = None  # of the request's job, when that had been accepted before
 
 
 class StoreFullError(StoreUnavailableError):

@@ -45,8 +45,8 @@ class Edge:
         self._redis = connect_async(settings.redis_url)
         self.store = AsyncJobStore(self._redis)
         self._events = JobEvents(settings.redis_url, self.job)
+        self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request
-        self._is_stopped = False
 
     @asynccontextmanager
     async def running(self, app: str | None = None) -> AsyncGenerator[None]:
@@ -59,7 +59,7 @@ class Edge:
             yield
         finally:
             # redis-py may turn a cancel into a time-out of its own, so the loops look at this too.
-            self._is_stopped = True
+            self._stopped = True
             self._events.stop()
             for task in tasks:
                 task.cancel()
@@ -136,7 +136,7 @@ class Edge:
 
     async def _reap(self, only: str | None) -> None:
         """Replicas reap too; the edge does it when an app has none left, or is deleted."""
-        while not self._is_stopped:
+        while not self._stopped:
             await asyncio.sleep(REAP_INTERVAL)
             try:
                 for app in [only] if only else await self.store.unfinished():

@@ -128,20 +128,20 @@ class Ingress:
             )
         )
         hold = self._hold(wanted, submitted)
+        # With a key he may come back for it; a 202 tells him the id.
+        may_return = key is not None or hold == 0
         try:
-            if key is not None or hold == 0:
-                # He may come back for it, by its key or by its id.
-                job = await self._edge.wait(submitted.job_id, hold)
-            else:
-                job = await self._edge.wait_for(
-                    request.receive, self._spec.name, submitted.job_id, hold
-                )
+            job = await (
+                self._edge.wait(submitted.job_id, hold)
+                if may_return
+                else self._edge.wait_for(request.receive, self._spec.name, submitted.job_id, hold)
+            )
             response = await self._answer(job, raw)
-        except ClientGoneError:
-            return Response(status_code=CLIENT_GONE)
         except StoreUnavailableError as error:
             error.job_id = submitted.job_id  # it is in Redis: sent again it would be drawn twice
             raise
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)
         response.headers["X-Job-Id"] = job.id
         if wanted.applied:
             response.headers["Preference-Applied"] = wanted.applied

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SILENCE = 1.0  # seconds after which Redis is asked whether it is there, and again until it is not
 RETRY_INTERVAL = 0.5  # seconds
+PATIENCE = 10.0  # seconds that a Redis may be away before those who wait are told
 
 Look = Callable[[str], Awaitable[Job]]
 
@@ -34,15 +35,16 @@ class JobEvents:
     def __init__(self, redis_url: str, look: Look) -> None:
         self._redis_url = redis_url
         self._look = look
-        self._waiting: defaultdict[str, set[asyncio.Future[Job]]] = defaultdict(set)
-        self._is_stopped = False
+        self._waiting: defaultdict[str, set[asyncio.Future[Job | None]]] = defaultdict(set)
+        self._stopped = False
+        self._heard = 0.0  # when Redis was there, by the loop's clock
 
     async def wait(self, job_id: str, seconds: float) -> Job:
         """The job once it is final, or as it stands after `seconds`.
 
-        While Redis is away this waits on: the job has been accepted, and Redis may come back.
+        While Redis is away for a moment this waits on: the job lives, and so may Redis soon.
         """
-        end: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        end: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
         # Registered before the look: an end between the two would be missed otherwise.
         self._waiting[job_id].add(end)
         try:
@@ -50,7 +52,8 @@ class JobEvents:
             if job.status.is_final or seconds <= 0:
                 return job
             await asyncio.wait({end}, timeout=seconds)
-            return end.result() if end.done() else await self._look(job_id)
+            ended = end.result() if end.done() else None
+            return ended or await self._look(job_id)
         finally:
             self._waiting[job_id].discard(end)
             if not self._waiting[job_id]:
@@ -59,25 +62,30 @@ class JobEvents:
     async def listen(self) -> None:
         """Follow the events until `stop`, over restarts of Redis and dead connections."""
         redis = connect_async(self._redis_url, limit=SILENCE)
+        clock = asyncio.get_running_loop().time
+        self._heard = clock()
         try:
-            while not self._is_stopped:
+            while not self._stopped:
                 try:
                     async with redis.pubsub() as events:
                         await self._follow(events)
                 except (RedisError, OSError, StoreUnavailableError) as error:
                     log.warning("job events interrupted (%s): listening again soon", error)
+                    if clock() - self._heard > PATIENCE:
+                        for job_id in list(self._waiting):
+                            self._wake(job_id, None)
                     await asyncio.sleep(RETRY_INTERVAL)
         finally:
             await redis.aclose()
 
     def stop(self) -> None:
-        """End `listen`, which may have lost a cancel to redis-py."""
-        self._is_stopped = True
+        """Let `listen` end. For its task's cancel alone redis-py may take it for a time-out."""
+        self._stopped = True
 
     async def _follow(self, events: PubSub) -> None:
         await events.psubscribe(keys.CHANNEL + "*")
         is_asked = False
-        while not self._is_stopped:
+        while not self._stopped:
             message: dict[str, Any] | None = await events.get_message(timeout=SILENCE)
             if message is None:
                 # A connection whose other end is gone without a word looks like silence.
@@ -87,6 +95,7 @@ class JobEvents:
                 is_asked = True
                 continue
             is_asked = False
+            self._heard = asyncio.get_running_loop().time()
             if message["type"] == "psubscribe":
                 # What ended before this moment was told to nobody.
                 for job_id in list(self._waiting):
@@ -100,8 +109,13 @@ class JobEvents:
         try:
             job = await self._look(job_id)
         except (JobNotFoundError, JobExpiredError):
-            return  # forgotten with those who wait: they see it at their own last look
-        if job.status.is_final:
-            for end in self._waiting.get(job_id, ()):
-                if not end.done():
-                    end.set_result(job)
+            self._wake(job_id, None)
+        else:
+            if job.status.is_final:
+                self._wake(job_id, job)
+
+    def _wake(self, job_id: str, job: Job | None) -> None:
+        """End the waiting with this job; None: whoever waits is to look himself."""
+        for end in self._waiting.get(job_id, ()):
+            if not end.done():
+                end.set_result(job)

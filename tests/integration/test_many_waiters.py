@@ -71,29 +71,3 @@ def _health(app: HttpApp) -> float:
     start = time.monotonic()
     assert app.http.get("/v1/health").status_code == 200
     return time.monotonic() - start
-
-
-async def test_an_end_that_nobody_told_is_still_heard_of(redis_url: str, redis: Redis) -> None:
-    """The connection of the events dies without a word, as behind a firewall that forgets it."""
-    world = World(RedisJobStore(redis), redis)
-    job_id = world.submit().job_id
-    edge = Edge(edge_settings(redis_url))
-    looks = asyncio.Queue[JobStatus]()
-
-    async def look(job_id: str) -> Job:
-        job = await edge.job(job_id)
-        looks.put_nowait(job.status)
-        return job
-
-    async with Relay(redis_url) as relay, edge.running():
-        events = JobEvents(relay.url, look)
-        listening = asyncio.create_task(events.listen())
-        waiting = asyncio.create_task(events.wait(job_id, 10 * LIMIT))
-        async with asyncio.timeout(LIMIT):
-            assert await looks.get() is JobStatus.QUEUED
-            await relay.connected.wait()
-            relay.forget()
-            world.cancel(job_id)
-            assert (await waiting).status is JobStatus.CANCELLED
-        listening.cancel()
-        await asyncio.wait([listening])

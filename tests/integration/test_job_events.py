@@ -1,0 +1,139 @@
+"""The events of jobs over bad connections: nobody waits for an end that was told to nobody."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from redis import Redis
+
+from api import job_events
+from api.edge import Edge
+from api.job_events import JobEvents
+from sdserve.errors import JobNotFoundError, StoreUnavailableError
+from sdserve.jobs import Job, JobStatus
+from sdserve.store import RedisJobStore
+from tests.http_app import edge_settings
+from tests.store_world import World
+from tests.waiting import LIMIT
+
+pytestmark = pytest.mark.integration
+
+
+class Relay:
+    """Between the events and Redis; on request it forgets the connections that it has."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._url = urlsplit(redis_url)
+        self._forgotten = asyncio.Event()
+        self._pumps = set[asyncio.Task[None]]()
+        self.is_closed = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[str]:
+        """The URL of Redis through here."""
+        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        address = f"127.0.0.1:{self._url.port}"
+        try:
+            yield self._url.geturl().replace(address, f"127.0.0.1:{port}")
+        finally:
+            server.close()
+            for pump in self._pumps:
+                pump.cancel()
+            await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    def forget(self) -> None:
+        """Pass nothing more on, and tell neither end; connections to come are well."""
+        self._forgotten.set()
+        self._forgotten = asyncio.Event()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_closed:
+            writer.close()
+            return
+        there, back = await asyncio.open_connection("127.0.0.1", self._url.port)
+        for source, sink in ((reader, back), (there, writer)):
+            self._pumps.add(asyncio.create_task(self._pump(source, sink, self._forgotten)))
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, forgotten: asyncio.Event
+    ) -> None:
+        try:
+            while data := await source.read(65536):
+                if forgotten.is_set():
+                    await asyncio.Event().wait()
+                sink.write(data)
+        finally:
+            sink.close()
+
+
+class Waiter:
+    """Waits for one job, and tells when it has begun to."""
+
+    def __init__(self, redis_url: str, events_url: str, job_id: str) -> None:
+        self._edge = Edge(edge_settings(redis_url))
+        self._events = JobEvents(events_url, self._look)
+        self._job_id = job_id
+        self._looks = asyncio.Queue[None]()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator["asyncio.Task[Job]"]:
+        async with self._edge.running(), asyncio.timeout(LIMIT):
+            waiting = asyncio.create_task(self._events.wait(self._job_id, 10 * LIMIT))
+            await self._looks.get()  # its own
+            listening = asyncio.create_task(self._events.listen())
+            await self._looks.get()  # that of the new subscription
+            yield waiting
+            self._events.stop()
+            listening.cancel()
+            await asyncio.wait([listening])
+
+    async def _look(self, job_id: str) -> Job:
+        try:
+            return await self._edge.job(job_id)
+        finally:
+            self._looks.put_nowait(None)
+
+
+@pytest.fixture
+def world(redis: Redis) -> World:
+    return World(RedisJobStore(redis), redis)
+
+
+async def test_a_connection_that_dies_without_a_word_is_noticed(
+    redis_url: str, world: World
+) -> None:
+    """As behind a firewall that forgets it."""
+    job_id = world.submit().job_id
+    relay = Relay(redis_url)
+    async with relay.running() as url, Waiter(redis_url, url, job_id).running() as waiting:
+        relay.forget()
+        world.cancel(job_id)
+        assert (await waiting).status is JobStatus.CANCELLED
+
+
+async def test_who_waits_is_told_when_redis_stays_away(
+    redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_events, "PATIENCE", 0.5)
+    job_id = world.submit().job_id
+    relay = Relay(redis_url)
+    async with relay.running() as url, Waiter(url, url, job_id).running() as waiting:
+        relay.is_closed = True
+        relay.forget()
+        with pytest.raises(StoreUnavailableError):
+            await waiting
+
+
+async def test_who_waits_for_a_job_that_vanishes_is_told(
+    redis_url: str, redis: Redis, world: World
+) -> None:
+    job_id = world.submit().job_id
+    relay = Relay(redis_url)
+    async with relay.running() as url, Waiter(redis_url, url, job_id).running() as waiting:
+        redis.flushdb()
+        relay.forget()
+        with pytest.raises(JobNotFoundError):
+            await waiting

@@ -15,7 +15,7 @@ from tests.acceptance.conftest import DEMO_MODELS, Stack
 from tests.faults.checker import FINAL, Facts
 from tests.faults.history import History, Struck
 from tests.faults.http_client import HttpClient
-from tests.faults.light_stack import until_all_ended
+from tests.faults.light_stack import all_end
 from tests.faults.processes import Processes
 from tests.faults.redis_process import RedisProcess
 from tests.faults.snapshot import take_snapshot
@@ -41,7 +41,11 @@ class FullStack:
         self.redis.start()
         self.proxy = TcpProxy(self.redis.port)
         self.product = Stack(folder)
-        self.product.environment |= {"REDIS_URL": self.proxy.url, "SD_LEASE": f"{LEASE:g}"}
+        self.product.environment |= {
+            "REDIS_URL": self.proxy.url,
+            "SD_LEASE": f"{LEASE:g}",
+            "SD_RESULT_TTL": "86400",
+        }
         self.processes = Processes(Path(self.product.environment["SD_STATE_DIR"]))
         self.clients = [
             HttpClient(f"{seed}-{n}", APPS, self.product.url, self.history, keys=keys)
@@ -154,21 +158,16 @@ class FullStack:
         self.proxy.set(CALM)
         self.up()
         with self.redis.client() as redis:
-            until_all_ended(redis, LIMIT)
+            all_end(redis, LIMIT)  # else the checker tells of those that have not
+        deadline = time.monotonic() + LIMIT
         for _ in range(2):
             for client in (*self.clients, self._watcher):
                 for job_id in client.known:
-                    self._look_until_told(job_id)
+                    while self._watcher.look(job_id) is None and time.monotonic() < deadline:
+                        time.sleep(0.2)
         with self.redis.client() as redis:
             snapshot = take_snapshot(redis)
         return Facts(self.history.events(), snapshot)
-
-    def _look_until_told(self, job_id: str) -> None:
-        deadline = time.monotonic() + LIMIT
-        while self._watcher.look(job_id) is None:
-            if time.monotonic() > deadline:
-                return  # the checker finds it lost, or the job is where nobody sees it
-            time.sleep(0.2)
 
     def _insist(self, command: Callable[[], CompletedProcess[str]]) -> None:
         deadline = time.monotonic() + LIMIT

@@ -108,7 +108,7 @@ class LightStack:
         with ExitStack() as stack:
             redis = stack.enter_context(Redis.from_url(self._direct_url, socket_timeout=10))
             watcher = LightClient("watcher", APPS, self._direct_url, self.history)
-            until_all_ended(redis)
+            assert all_end(redis), [RedisJobStore(redis).app_status(app) for app in APPS]
             for _ in range(2):
                 for client in self.clients:
                     for job_id in client.known:
@@ -132,8 +132,8 @@ class LightStack:
                         self._replicas[place].start()
 
 
-def until_all_ended(redis: Redis, limit: float = LIMIT) -> None:
-    """Wait until no job is queued or running."""
+def all_end(redis: Redis, limit: float = LIMIT) -> bool:
+    """Wait until no job is queued or running. False: some still are after `limit` seconds."""
     deadline = time.monotonic() + limit
     while True:
         states = set[str]()
@@ -141,8 +141,7 @@ def until_all_ended(redis: Redis, limit: float = LIMIT) -> None:
             status: Any = redis.hget(key, "status")
             states.add(status.decode())
         if states <= set(FINAL):
-            return
-        assert time.monotonic() < deadline, {
-            app: RedisJobStore(redis).app_status(app) for app in APPS
-        }
+            return True
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.1)

@@ -42,8 +42,10 @@ def app(redis_url: str) -> Iterator[HttpApp]:
 
 def hang_up_and_be_noticed(app: HttpApp, world: World) -> None:
     """Once this returns, the server has dealt with everybody who hung up before."""
-    app.call_generate("Prefer: wait=60").close()
-    until(lambda: world.redis and world.store.app_status(APP).queued == 0)
+    client = app.call_generate("Prefer: wait=60")
+    until(lambda: world.store.app_status(APP).queued == 1)
+    client.close()
+    until(lambda: world.store.app_status(APP).queued == 0)
 
 
 def test_a_running_job_is_cancelled_within_a_step(app: HttpApp, world: World) -> None:

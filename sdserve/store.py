@@ -16,6 +16,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ConnectionError,  # noqa: A004 (redis-py's own name)
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     TimeoutError,  # noqa: A004 (as above)
@@ -60,6 +61,8 @@ def store_errors() -> Generator[None]:
         raise StoreUnavailableError(message) from error
     except BusyLoadingError as error:
         raise StoreUnavailableError("Redis is still loading its data: retry soon.") from error
+    except NoScriptError as error:  # flushed again between redis-py's loading and calling it
+        raise StoreUnavailableError("Redis keeps forgetting our scripts: retry soon.") from error
     except ReadOnlyError as error:
         message = "Redis is a read-only replica: REDIS_URL must name the primary."
         raise StoreUnavailableError(message) from error

@@ -16,7 +16,8 @@ CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queuei
 SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
-CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
+CHANNEL = PREFIX + "ev:"  # pub/sub per app: what changed (news.py)
+PREVIEW = PREFIX + "preview:"  # hash per running job that is watched: its picture so far
 
 
 def result(job_id: str, fence: int, image: int) -> str:

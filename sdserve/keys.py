@@ -18,6 +18,7 @@ SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-25
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: what changed (news.py)
 PREVIEW = PREFIX + "preview:"  # hash per running job that is watched: its picture so far
+CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
 
 
 def result(job_id: str, fence: int, image: int) -> str:

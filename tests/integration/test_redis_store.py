@@ -67,7 +67,7 @@ def test_nothing_is_left_when_all_has_ended(redis: Redis) -> None:
 
 
 def test_whoever_listens_hears_of_every_change_once(redis: Redis) -> None:
-    """And of nothing else: with thousands of jobs each message costs every HTTP process something."""
+    """And of nothing else: each message costs every HTTP process something."""
     world = World(RedisJobStore(redis), redis)
     with redis.pubsub() as channel:
         channel.subscribe(keys.CHANNEL + APP)

@@ -4,29 +4,18 @@ import threading
 from datetime import timedelta
 
 import pytest
-from redis import Redis
 
 from sdserve.apps import AppState
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus, new_job_id
 from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import Admission, Claim, Drain, Ending, Pulse, Release
-from sdserve.store import RedisJobStore
-from sdserve.testing import InMemoryJobStore
 from tests.store_world import RUN_OUT, World
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
 
 pytestmark = pytest.mark.integration
 
 FAILURE = JobFailure(code="app_broken", message="no such file")
-
-
-@pytest.fixture(params=["redis", "memory"])
-def world(request: pytest.FixtureRequest) -> World:
-    if request.param == "memory":
-        return World(InMemoryJobStore(), None)
-    redis: Redis = request.getfixturevalue("redis")
-    return World(RedisJobStore(redis), redis)
 
 
 # --- accepting -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queuei
 SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
+USAGE = PREFIX + "use:"  # hash per day (since 1970, UTC): client|app|metric -> integer; 400 days
 CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
 

@@ -16,6 +16,10 @@ CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queuei
 SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
+HOOKS = PREFIX + "hooks"  # zset: webhook event -> when to look at it next, server milliseconds
+HOOK = PREFIX + "hook:"  # hash per webhook event that is not delivered (outbox.py)
+DEAD_HOOKS = HOOKS + ":dead"  # zset: event that was given up -> when; 7 days
+HOOK_REST = PREFIX + "hook-rest:"  # hash per slow receiver: its failures, rests until
 CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
 

@@ -4,11 +4,12 @@ One process, nothing kept when it ends. It passes the same tests as the real one
 that a state machine compares the real one with.
 """
 
+import json
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -37,6 +38,7 @@ from sdserve.operations import (
     ViewJob,
     app_state,
 )
+from sdserve.testing.memory_outbox import MemoryOutbox
 
 Reply = TypeVar("Reply")
 
@@ -109,6 +111,7 @@ class InMemoryJobStore:
         self._load: Counter[str] = Counter()
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
+        self._outbox = MemoryOutbox()
         self._operations: dict[str, Callable[[Any, float], Any]] = {
             "submit": self._submit,
             "claim": self._claim,
@@ -120,6 +123,11 @@ class InMemoryJobStore:
             "drain": self._drain,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            "take_hooks": self._outbox.take,
+            "begin_hook": self._outbox.begin,
+            "settle_hook": self._outbox.settle,
+            "view_hooks": self._outbox.view,
+            "replay_hook": self._outbox.replay,
         }
 
     def run(self, operation: Operation[Reply]) -> Reply:
@@ -371,6 +379,10 @@ class InMemoryJobStore:
         record.owner = record.phase = None
         record.expires = now + ttl.total_seconds()
         self._count(record.submit, -1)
+        if record.submit.webhook is not None:
+            self._outbox.tell(
+                "job", record.submit.job_id, status, record.submit.webhook, _fields(record), now
+            )
 
     def _hand_back(self, record: _Record, now: float, ttl: timedelta) -> JobStatus:
         app = self._apps[record.submit.app]
@@ -498,6 +510,30 @@ class InMemoryJobStore:
             for job_id in gone:
                 del self._index[job_id]
             return len(gone)
+
+
+def _fields(record: _Record) -> dict[str, str]:
+    """The hash of an ended job in the real store, as far as a webhook tells it."""
+    submit, finish = record.submit, record.finish
+    kept = finish if finish and record.status is not JobStatus.CANCELLED else None
+    error = asdict(record.error) if record.error else None
+    fields = {
+        "id": submit.job_id, "app": submit.app, "model": submit.model, "status": record.status,
+        "request": submit.params.to_json(), "created": str(record.created * 1000),
+        "ended": str((record.ended or 0) * 1000), "attempt": str(record.attempt),
+        "step": str(record.step), "client": submit.client,
+        "meta": json.dumps({
+            "results": list(kept.result_keys) if kept else [],
+            "seeds": list(kept.image_seeds) if kept else [],
+            "metrics": asdict(kept.metrics) if kept and kept.metrics else None,
+            "error": error,
+        }),
+    }  # fmt: skip
+    if record.started is not None:
+        fields["started"] = str(record.started * 1000)
+    if record.is_cancelled:
+        fields["cancel"] = "1"
+    return fields
 
 
 def _holds(record: _Record, fence: int) -> bool:

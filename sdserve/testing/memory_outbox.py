@@ -1,8 +1,9 @@
 """The outbox of webhooks in memory: what its scripts do, said once more in Python."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from sdserve.outbox import (
@@ -49,6 +50,13 @@ class MemoryOutbox:
         self._waiting: dict[str, _Event] = {}
         self._dead: dict[str, tuple[_Event, float]] = {}  # event -> when it was given up
         self._rests: dict[str, tuple[int, float]] = {}  # receiver -> failures, until
+        self.operations: dict[str, Callable[[Any, float], Any]] = {
+            "take_hooks": self._take,
+            "begin_hook": self._begin,
+            "settle_hook": self._settle,
+            "view_hooks": self._view,
+            "replay_hook": self._replay,
+        }
 
     def tell(
         self, kind: str, name: str, status: str, url: str, subject: Mapping[str, str], now: float
@@ -59,13 +67,13 @@ class MemoryOutbox:
             url=url, subject=subject, created=now, since=now, due=now, look=now
         )
 
-    def take(self, op: TakeHooks, now: float) -> list[str]:
+    def _take(self, op: TakeHooks, now: float) -> list[str]:
         due = [event for event in self._in_order() if self._waiting[event].look <= now][: op.limit]
         for event in due:
             self._waiting[event].look = now + op.patience.total_seconds()
         return due
 
-    def begin(self, op: BeginHook, now: float) -> HookTry | None:
+    def _begin(self, op: BeginHook, now: float) -> HookTry | None:
         held = self._waiting.get(op.event)
         if held is None or held.busy > now or held.due > now:
             return None
@@ -84,7 +92,7 @@ class MemoryOutbox:
             since_start=held.tries - held.base,
         )
 
-    def settle(self, op: SettleHook, now: float) -> HookState:
+    def _settle(self, op: SettleHook, now: float) -> HookState:
         self._forget(now)
         held = self._waiting.get(op.event) or self._dead.get(op.event, (None, 0.0))[0]
         if held is None:
@@ -109,7 +117,7 @@ class MemoryOutbox:
             del self._dead[old]
         return HookState.DEAD
 
-    def view(self, op: ViewHooks, now: float) -> list[HookView]:
+    def _view(self, op: ViewHooks, now: float) -> list[HookView]:
         self._forget(now)
         if op.dead:
             found = [(at, event, held) for event, (held, at) in self._dead.items()]
@@ -128,7 +136,7 @@ class MemoryOutbox:
             for at, event, held in found[: op.limit]
         ]
 
-    def replay(self, op: ReplayHook, now: float) -> bool:
+    def _replay(self, op: ReplayHook, now: float) -> bool:
         self._forget(now)
         held = self._waiting.get(op.event) or self._dead.pop(op.event, (None, 0.0))[0]
         if held is None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sdserve import keys
 from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
 from sdserve.errors import JobExpiredError, JobNotFoundError
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import ResultBudget
 from sdserve.operations import (
     Admission,
@@ -32,18 +32,24 @@ from sdserve.operations import (
     Reap,
     Reaped,
     Release,
+    ShowPreview,
     Submit,
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPreview,
+    Watch,
     app_state,
 )
+from sdserve.testing.memory_keys import InMemoryKeys
 from sdserve.testing.memory_outbox import MemoryOutbox
+from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
 
 PRIORITY = 1e12  # apart are the scores of two priorities
 UNCLAIMED_RESULT_TTL = timedelta(minutes=5)
+NOTHING = Usage()
 
 
 @dataclass(kw_only=True)
@@ -60,9 +66,13 @@ class _Record:
     phase: str | None = None
     owner: str | None = None
     is_cancelled: bool = False
+    version: int = 1
+    watched_until: float = 0
+    preview: tuple[Preview, int, float] | None = None  # of which attempt, until when
     finish: Finish | None = None  # that ended it
     error: JobFailure | None = None
     expires: float | None = None
+    usage: Usage | None = None  # once it has ended
 
     @property
     def share(self) -> tuple[int, str]:
@@ -112,6 +122,8 @@ class InMemoryJobStore:
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
         self._outbox = MemoryOutbox()
+        self._keyring = InMemoryKeys()
+        self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
         self._operations: dict[str, Callable[[Any, float], Any]] = {
             "submit": self._submit,
             "claim": self._claim,
@@ -121,13 +133,13 @@ class InMemoryJobStore:
             "reap": self._reap,
             "cancel": self._cancel,
             "drain": self._drain,
+            "watch": self._watch,
+            "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
-            "take_hooks": self._outbox.take,
-            "begin_hook": self._outbox.begin,
-            "settle_hook": self._outbox.settle,
-            "view_hooks": self._outbox.view,
-            "replay_hook": self._outbox.replay,
+            **self._outbox.operations,
+            "view_preview": self._view_preview,
+            **self._keyring.operations,
         }
 
     def run(self, operation: Operation[Reply]) -> Reply:
@@ -193,6 +205,7 @@ class InMemoryJobStore:
             record.attempt += 1
             record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
             record.step, record.phase = 0, "starting"
+            record.version += 1
             app.leases[job_id] = now + op.lease.total_seconds()
             claimed.append(
                 ClaimedJob(
@@ -215,16 +228,19 @@ class InMemoryJobStore:
             if end <= now and name != mine:
                 del app.replicas[name]
                 app.load_failures += presence.state is AppState.LOADING
-        return [self._pulse(app, job, until) for job in op.jobs]
+        return [self._pulse(app, job, until, now) for job in op.jobs]
 
-    def _pulse(self, app: _App, job: JobProgress, until: float) -> Pulse:
+    def _pulse(self, app: _App, job: JobProgress, until: float, now: float) -> Pulse:
         record = self._jobs.get(job.job_id)
         if record is None or not _holds(record, job.fence):
             return Pulse.LOST
         if job.job_id in app.leases:
             app.leases[job.job_id] = until
+        record.version += (record.step, record.phase) != (job.step, job.phase)
         record.step, record.phase = job.step, job.phase
-        return Pulse.CANCEL if record.is_cancelled else Pulse.OK
+        if record.is_cancelled:
+            return Pulse.CANCEL
+        return Pulse.WATCHED if record.watched_until > now else Pulse.OK
 
     def _finish(self, op: Finish, now: float) -> Ending:
         record = self._alive(op.job_id, now)
@@ -237,21 +253,24 @@ class InMemoryJobStore:
         app = self._apps[op.app]
         status = JobStatus.CANCELLED if record.is_cancelled else op.status
         record.finish = op
+        used = Usage(**asdict(op.spent))
         if status is JobStatus.CANCELLED:
             self._forget(op.result_keys)
         else:
             record.error = op.error
+            used += Usage(images=len(op.result_keys))
             for name in op.result_keys:
                 if name in self._blobs:  # else the caller took longer than UNCLAIMED_RESULT_TTL
                     blob, _ = self._blobs[name]
                     self._blobs[name] = (blob, now + op.results.ttl.total_seconds())
                     self._results[name] = (len(blob), now)
+                    used += Usage(result_bytes=len(blob))
             self._make_room(op.results, now)
         app.leases.pop(op.job_id, None)
         if status is JobStatus.SUCCEEDED:
             before = op.seconds if app.seconds_per_job is None else app.seconds_per_job
             app.seconds_per_job = before * 0.7 + op.seconds * 0.3
-        self._end(record, status, now, op.job_ttl)
+        self._end(record, status, now, op.job_ttl, used)
         cancelled = status is JobStatus.CANCELLED
         return Ending.CANCELLED if cancelled else Ending.FINISHED
 
@@ -286,6 +305,8 @@ class InMemoryJobStore:
         if record is None:
             return None
         found = record.status
+        if found is JobStatus.RUNNING:
+            record.version += not record.is_cancelled
         if not found.is_final:
             record.is_cancelled = True
         if found is JobStatus.QUEUED:
@@ -351,13 +372,35 @@ class InMemoryJobStore:
             position=self._apps[submit.app].in_order().index(op.job_id) if is_queued else None,
             attempt=record.attempt,
             cancel_requested=record.is_cancelled,
+            version=record.version,
             client=submit.client,
             owner=record.owner,
             result_keys=tuple(result.result_keys) if result else (),
             image_seeds=tuple(result.image_seeds) if result else (),
             metrics=result.metrics if result else None,
             error=record.error,
+            usage=record.usage,
         )
+
+    def _watch(self, op: Watch, now: float) -> JobStatus | None:
+        record = self._alive(op.job_id, now)
+        if record and not record.status.is_final:
+            record.watched_until = now + op.span.total_seconds()
+        return record.status if record else None
+
+    def _show_preview(self, op: ShowPreview, now: float) -> bool:
+        record = self._alive(op.job_id, now)
+        if record is None or not _holds(record, op.fence):
+            return False
+        record.preview = op.preview, op.fence, now + op.ttl.total_seconds()
+        return True
+
+    def _view_preview(self, op: ViewPreview, now: float) -> Preview | None:
+        record = self._alive(op.job_id, now)
+        if record is None or record.preview is None:
+            return None
+        preview, fence, end = record.preview
+        return preview if _holds(record, fence) and end > now else None
 
     # --- what they share ---------------------------------------------------------------------
 
@@ -374,11 +417,24 @@ class InMemoryJobStore:
             if self._load[name] <= 0:
                 del self._load[name]
 
-    def _end(self, record: _Record, status: JobStatus, now: float, ttl: timedelta) -> None:
+    def _end(
+        self,
+        record: _Record,
+        status: JobStatus,
+        now: float,
+        ttl: timedelta,
+        used: Usage = NOTHING,
+    ) -> None:
         record.status, record.ended = status, now
-        record.owner = record.phase = None
+        record.owner = record.phase = record.preview = None
+        record.version += 1
         record.expires = now + ttl.total_seconds()
         self._count(record.submit, -1)
+        record.usage = used + Usage(**{f"jobs_{status}": 1})
+        day = self._usage[int(now * 1000) // DAY_MS]
+        for metric, amount in record.usage.nonzero().items():
+            for app in (record.submit.app, ALL_APPS):
+                day[field_name(record.submit.client, app, metric)] += amount
         if record.submit.webhook is not None:
             self._outbox.tell(
                 "job", record.submit.job_id, status, record.submit.webhook, _fields(record), now
@@ -393,7 +449,8 @@ class InMemoryJobStore:
             self._end(record, JobStatus.FAILED, now, ttl)
         else:
             record.status, record.step = JobStatus.QUEUED, 0
-            record.owner = record.phase = None
+            record.owner = record.phase = record.preview = None
+            record.version += 1
             app.queue[record.submit.job_id] = record.score
             self._work.notify_all()
         return record.status
@@ -416,6 +473,16 @@ class InMemoryJobStore:
             self._blobs.pop(name, None)
 
     # --- the rest of the store's face --------------------------------------------------------
+
+    def usage_days(self) -> list[int]:
+        """The days on which anything was counted."""
+        with self._lock:
+            return sorted(self._usage)
+
+    def usage(self, day: int) -> dict[str, int]:
+        """The hash of a day: `field_name` -> amount."""
+        with self._lock:
+            return dict(self._usage[day])
 
     def app_status(self, app: str) -> AppStatus:
         return self.run(ViewApp(app=app))
@@ -500,6 +567,11 @@ class InMemoryJobStore:
         with self._lock:
             return dict(sorted(self._specs.items()))
 
+    def key_ids(self) -> list[str]:
+        """The API keys there are, revoked ones too, the oldest first."""
+        with self._lock:
+            return self._keyring.ids
+
     def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget the ids of jobs whose record expired, once they are `older_than`."""
         with self._lock:
@@ -521,7 +593,7 @@ def _fields(record: _Record) -> dict[str, str]:
         "id": submit.job_id, "app": submit.app, "model": submit.model, "status": record.status,
         "request": submit.params.to_json(), "created": str(record.created * 1000),
         "ended": str((record.ended or 0) * 1000), "attempt": str(record.attempt),
-        "step": str(record.step), "client": submit.client,
+        "step": str(record.step), "client": submit.client, "version": str(record.version),
         "meta": json.dumps({
             "results": list(kept.result_keys) if kept else [],
             "seeds": list(kept.image_seeds) if kept else [],
@@ -533,6 +605,11 @@ def _fields(record: _Record) -> dict[str, str]:
         fields["started"] = str(record.started * 1000)
     if record.is_cancelled:
         fields["cancel"] = "1"
+    if record.usage is not None:
+        used = record.usage.nonzero().items()
+        fields["usage"] = json.dumps(
+            {metric: amount for metric, amount in used if not metric.startswith("jobs_")}
+        )
     return fields
 
 

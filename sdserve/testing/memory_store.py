@@ -37,6 +37,7 @@ from sdserve.operations import (
     ViewJob,
     app_state,
 )
+from sdserve.testing.memory_keys import InMemoryKeys
 from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
@@ -112,6 +113,7 @@ class InMemoryJobStore:
         self._load: Counter[str] = Counter()
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
+        self._keyring = InMemoryKeys()
         self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
         self._operations: dict[str, Callable[[Any, float], Any]] = {
             "submit": self._submit,
@@ -124,6 +126,7 @@ class InMemoryJobStore:
             "drain": self._drain,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            **self._keyring.operations,
         }
 
     def run(self, operation: Operation[Reply]) -> Reply:
@@ -517,6 +520,11 @@ class InMemoryJobStore:
         """What is deployed, by name."""
         with self._lock:
             return dict(sorted(self._specs.items()))
+
+    def key_ids(self) -> list[str]:
+        """The API keys there are, revoked ones too, the oldest first."""
+        with self._lock:
+            return self._keyring.ids
 
     def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget the ids of jobs whose record expired, once they are `older_than`."""

@@ -5,15 +5,12 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
-from redis import Redis
 
 from sdserve.apps import AppState
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus, new_job_id
 from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import Admission, Claim, Drain, Ending, Pulse, Release
-from sdserve.store import RedisJobStore
-from sdserve.testing import InMemoryJobStore
 from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
@@ -23,14 +20,6 @@ pytestmark = pytest.mark.integration
 FAILURE = JobFailure(code="app_broken", message="no such file")
 SPENT = Spent(steps=20, gpu_ms=812, cpu_ms=1234, energy_mj=350_000)
 USED = Usage(**asdict(SPENT))
-
-
-@pytest.fixture(params=["redis", "memory"])
-def world(request: pytest.FixtureRequest) -> World:
-    if request.param == "memory":
-        return World(InMemoryJobStore(), None)
-    redis: Redis = request.getfixturevalue("redis")
-    return World(RedisJobStore(redis), redis)
 
 
 # --- accepting -----------------------------------------------------------------------------------

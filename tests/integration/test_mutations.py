@@ -8,7 +8,7 @@ from redis import Redis
 
 from sdserve import operations
 from sdserve.store import RedisJobStore
-from tests.integration import test_job_store
+from tests.integration import test_api_keys, test_job_store
 from tests.store_world import World
 
 pytestmark = pytest.mark.integration
@@ -84,6 +84,22 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("ends nobody", "end_job(ARGV[1] .. id, id, 'failed', now, ARGV[4], app, load, ARGV[5], "
          "{code, message})", ""),
     ],
+    "create_key": [
+        ("over another", "== ARGV[4] and 1 or 0", "and 1"),
+        ("unlisted", "redis.call('ZADD', KEYS[2], now, ARGV[1])", ""),
+    ],
+    "rotate_key": [
+        ("of a revoked key", "if held[2] then", "if false then"),
+        ("of no key", "if not held[1] then", "if false then"),
+        ("repeats itself", "held[1] ~= ARGV[1]", "true"),
+        ("no overlap", "now + ARGV[2]", "now"),
+        ("an overlap without end", "now + ARGV[2]", "now + 1e9"),
+    ],
+    "revoke_key": [
+        ("in words only", "redis.call('HSETNX', KEYS[1], 'revoked', server_ms())", ""),
+        ("again and again", "HSETNX", "HSET"),
+        ("of no key", "if redis.call('EXISTS', KEYS[1]) == 0 then", "if false then"),
+    ],
     "common": [
         ("back to the end of the queue", "redis.call('ZADD', queue, held[1], id)",
          "redis.call('ZADD', queue, 1e9, id)"),
@@ -106,7 +122,8 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
 
 SUITE: list[Callable[[World], None]] = [
     function
-    for name, function in vars(test_job_store).items()
+    for module in (test_job_store, test_api_keys)
+    for name, function in vars(module).items()
     if name.startswith("test_") and inspect.isfunction(function)
 ]
 

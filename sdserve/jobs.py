@@ -13,6 +13,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from sdserve.generation import ComputeMetrics, GenerationParams
+from sdserve.usage import Usage
 
 
 class JobStatus(StrEnum):
@@ -60,6 +61,7 @@ class Job:
     image_seeds: tuple[int, ...] = ()
     metrics: ComputeMetrics | None = None  # of a succeeded job
     error: JobFailure | None = None
+    usage: Usage | None = None  # its bill, once it has ended
 
 
 @dataclass(frozen=True, kw_only=True)

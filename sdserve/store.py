@@ -180,6 +180,21 @@ class RedisJobStore:
         with store_errors():
             self._redis.hset(keys.SHA256, str(file), sha256)
 
+    def key_ids(self) -> list[str]:
+        """The API keys there are, revoked ones too, the oldest first."""
+        with store_errors():
+            ids: Any = self._redis.zrange(keys.KEYS, 0, -1)
+        return [key_id.decode() for key_id in ids]
+
+    def note_key_required(self, *, is_required: bool) -> None:
+        """Remember, for every later deployment, whether requests must show an API key."""
+        with store_errors():
+            self._redis.set(keys.KEY_REQUIRED, int(is_required))
+
+    def is_key_required(self) -> bool:
+        with store_errors():
+            return self._redis.get(keys.KEY_REQUIRED) == b"1"
+
     def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget the index entries of jobs whose record expired, once they are `older_than`.
 

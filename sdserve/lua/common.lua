@@ -1,5 +1,6 @@
 -- Put before every script, after its first line (operations.py): the server's clock, the counts of
--- unfinished jobs, the one way a job ends, and the room for results.
+-- unfinished jobs, the one way a job ends, and the room for results. The names of the keys that it
+-- makes itself (USAGE) come from keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
@@ -11,6 +12,21 @@ local function count_job(load, app, client, change)
   for _, field in ipairs({'all', 'app:' .. app, 'client:' .. client}) do
     if redis.call('HINCRBY', load, field, change) <= 0 then redis.call('HDEL', load, field) end
   end
+end
+
+-- Add what a job used to its day, for its client and app and for its client in all. The job keeps
+-- the same integers, in JSON (`usage`, by finish.lua).
+local function bill(job, app, client, status, now)
+  local used = cjson.decode(redis.call('HGET', job, 'usage') or '{}')
+  used['jobs_' .. status] = 1
+  local day = USAGE .. math.floor(now / 86400000)
+  for metric, amount in pairs(used) do
+    if amount > 0 then
+      redis.call('HINCRBY', day, client .. '|' .. app .. '|' .. metric, amount)
+      redis.call('HINCRBY', day, client .. '||' .. metric, amount)
+    end
+  end
+  redis.call('EXPIRE', day, 400 * 86400)
 end
 
 -- error: {code, message} or nil.
@@ -25,6 +41,7 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   redis.call('EXPIRE', job, ttl_s)
   redis.call('HINCRBY', app, status, 1)
   count_job(load, facts[1], facts[2], -1)
+  bill(job, facts[1], facts[2], status, now)
   redis.call('PUBLISH', channel, id)
 end
 

@@ -8,7 +8,7 @@ from redis import Redis
 
 from sdserve import operations
 from sdserve.store import RedisJobStore
-from tests.integration import test_job_store
+from tests.integration import test_api_keys, test_job_store
 from tests.store_world import World
 
 pytestmark = pytest.mark.integration
@@ -51,6 +51,13 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("only once", "held[4] == fence", "false"),
         ("past a cancel", "held[3] and 'cancelled' or ARGV[3]", "ARGV[3]"),
         ("keeps the lease", "redis.call('ZREM', lease, id)", ""),
+        ("bills nothing", "'usage', cjson.encode(used))", "'used', 1)"),
+        ("bills a loser", "  return 'lost'", "  redis.call('HSET', job, 'usage', ARGV[11])\n"
+         "  bill(job, app:sub(8), '', 'succeeded', server_ms())\n  return 'lost'"),
+        ("bills a repeat", "if held[4] == fence then",
+         "if held[4] == fence then bill(job, app:sub(8), '', held[1], server_ms())"),
+        ("no images", "used.images = (used.images or 0) + 1", ""),
+        ("no bytes", "used.result_bytes = (used.result_bytes or 0) + bytes", ""),
         ("keeps a loser's images", "redis.call('DEL', KEYS[i]) end\n  return 'lost'",
          "redis.call('EXISTS', KEYS[i]) end\n  return 'lost'"),
     ],
@@ -77,12 +84,35 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("ends nobody", "end_job(ARGV[1] .. id, id, 'failed', now, ARGV[4], app, load, ARGV[5], "
          "{code, message})", ""),
     ],
+    "create_key": [
+        ("over another", "== ARGV[4] and 1 or 0", "and 1"),
+        ("unlisted", "redis.call('ZADD', KEYS[2], now, ARGV[1])", ""),
+    ],
+    "rotate_key": [
+        ("of a revoked key", "if held[2] then", "if false then"),
+        ("of no key", "if not held[1] then", "if false then"),
+        ("repeats itself", "held[1] ~= ARGV[1]", "true"),
+        ("no overlap", "now + ARGV[2]", "now"),
+        ("an overlap without end", "now + ARGV[2]", "now + 1e9"),
+    ],
+    "revoke_key": [
+        ("in words only", "redis.call('HSETNX', KEYS[1], 'revoked', server_ms())", ""),
+        ("again and again", "HSETNX", "HSET"),
+        ("of no key", "if redis.call('EXISTS', KEYS[1]) == 0 then", "if false then"),
+    ],
     "common": [
         ("back to the end of the queue", "redis.call('ZADD', queue, held[1], id)",
          "redis.call('ZADD', queue, 1e9, id)"),
         ("back though cancelled", "held[2] and 'cancelled' or ", ""),
         ("back to a broken app", "broken[2] and 'failed' or ", ""),
         ("an end that counts nothing", "count_job(load, facts[1], facts[2], -1)", ""),
+        ("an end that bills nothing", "bill(job, facts[1], facts[2], status, now)", ""),
+        ("no bill of an app", "HINCRBY', day, client .. '|' .. app",
+         "EXISTS', client .. '|' .. app"),
+        ("no total of a client", "HINCRBY', day, client .. '||' .. metric, amount",
+         "EXISTS', client"),
+        ("on the wrong day", "math.floor(now / 86400000)", "math.floor(now / 86400000 + 1)"),
+        ("no count of ends", "used['jobs_' .. status] = 1", ""),
         ("an end that never expires", "redis.call('EXPIRE', job, ttl_s)", ""),
         ("room made from the young", "now - keep_ms,", "'+inf',"),
         ("room never made", "if bytes > budget then", "if false then"),
@@ -92,7 +122,8 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
 
 SUITE: list[Callable[[World], None]] = [
     function
-    for name, function in vars(test_job_store).items()
+    for module in (test_job_store, test_api_keys)
+    for name, function in vars(module).items()
     if name.startswith("test_") and inspect.isfunction(function)
 ]
 

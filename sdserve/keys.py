@@ -19,9 +19,10 @@ KEY = PREFIX + "key:"  # hash per API key: name, role, digest of the secret, tim
 KEYS = PREFIX + "keys"  # zset: id of an API key -> created, server milliseconds
 KEY_REQUIRED = PREFIX + "key-required"  # string "1": Serve was started to ask for API keys
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
+CHANNEL = PREFIX + "ev:"  # pub/sub per app: what changed (news.py)
+PREVIEW = PREFIX + "preview:"  # hash per running job that is watched: its picture so far
 USAGE = PREFIX + "use:"  # hash per day (since 1970, UTC): client|app|metric -> integer; 400 days
 CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
-CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
 
 
 def result(job_id: str, fence: int, image: int) -> str:

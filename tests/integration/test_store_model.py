@@ -23,7 +23,7 @@ from redis import Redis
 from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
 from sdserve.errors import SdServeError
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import (
     Admission,
@@ -36,10 +36,13 @@ from sdserve.operations import (
     Operation,
     Reap,
     Release,
+    ShowPreview,
     Submit,
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPreview,
+    Watch,
 )
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
@@ -157,6 +160,17 @@ class Stores(RuleBasedStateMachine):
         while self.redis.time() < (before[0], before[1] + 1000):
             pass  # so that the next result is younger: which of two goes first depends on it
 
+    @rule(job=jobs, span=SPANS)
+    def watches(self, job: Submit, span: timedelta) -> None:
+        self.both(Watch(job_id=job.job_id, span=span))
+
+    @rule(claim=claims, step=st.integers(0, 20), ttl=SPANS)
+    def shows(self, claim: tuple[str, ClaimedJob], step: int, ttl: timedelta) -> None:
+        app, job = claim
+        preview = Preview(step=step, number=0, image=bytes([step]))
+        show = ShowPreview(app=app, job_id=job.id, fence=job.fence, preview=preview, ttl=ttl)
+        self.both(show)
+
     @rule(claim=claims)
     def gives_back(self, claim: tuple[str, ClaimedJob]) -> None:
         app, job = claim
@@ -209,6 +223,7 @@ class Stores(RuleBasedStateMachine):
         assert self.real_usage() == self.model_usage()
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
+            self.both(ViewPreview(job_id=job_id))
             if isinstance(job, Job) and job.result_keys:
                 kept: Any = self.redis.mget(list(job.result_keys))
                 assert kept == self.model.results(job.result_keys)

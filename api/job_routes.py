@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Response
 from api.caller import Caller, KnownCaller
 from api.edge import Edge
 from api.estimate import retry_after
+from api.openapi import ETAG, IMAGES, RETRY_AFTER, SEED
 from api.preferences import MAX_WAIT
 from api.problems import HttpProblemError, problem_responses
 from api.schemas import JobResponse
@@ -14,22 +15,41 @@ from sdserve.errors import JobNotFoundError
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Cancel
 
-JobId = Annotated[str, Path(description="the id of a 200 or 202 answer (UUIDv7)")]
+JobId = Annotated[
+    str,
+    Path(
+        description="the id of a 200 or 202 answer (UUIDv7)",
+        json_schema_extra={"format": "uuid"},
+    ),
+]
 LongPoll = Annotated[
     float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
 ]
 ImageNumber = Annotated[int, Path(ge=0, le=7)]
 
+_JOB_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the job; `Retry-After` while it is not final",
+        "headers": {"Retry-After": RETRY_AFTER},
+    },
+    **problem_responses(404, 410),
+}
 _IMAGE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the image",
-        "content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}},
+        "content": IMAGES,
+        "headers": {"ETag": ETAG, "X-Seed": SEED | {"required": True}},
     },
-    **problem_responses(401, 404, 410, 422, 500, 503),
+    **problem_responses(404, 410),
 }
 _CANCEL_ANSWERS: dict[int | str, dict[str, Any]] = {
-    202: {"model": JobResponse, "description": "running: it stops within a step"},
-    **problem_responses(401, 404, 409, 410, 422, 500, 503),
+    200: {"description": "it was queued: it is cancelled"},
+    202: {
+        "model": JobResponse,
+        "description": "running: it stops within a step",
+        "headers": {"Retry-After": RETRY_AFTER},
+    },
+    **problem_responses(404, 409, 410),
 }
 
 
@@ -42,7 +62,7 @@ class JobRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-        router.get("/{job_id}", responses=problem_responses(401, 404, 410, 422, 500, 503))(self.job)
+        router.get("/{job_id}", name="get", responses=_JOB_ANSWERS)(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
         for path, answer in (("", self.first_image), ("/{number}", self.image)):
             router.get("/{job_id}/image" + path, response_class=Response, responses=_IMAGE_ANSWERS)(

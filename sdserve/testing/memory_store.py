@@ -28,6 +28,7 @@ from sdserve.operations import (
     Finish,
     JobProgress,
     Operation,
+    Place,
     Pulse,
     Reap,
     Reaped,
@@ -37,6 +38,7 @@ from sdserve.operations import (
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPlaces,
     ViewPreview,
     Watch,
     app_state,
@@ -137,6 +139,7 @@ class InMemoryJobStore:
             "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            "view_places": self._view_places,
             **self._outbox.operations,
             "view_preview": self._view_preview,
             **self._keyring.operations,
@@ -381,6 +384,15 @@ class InMemoryJobStore:
             error=record.error,
             usage=record.usage,
         )
+
+    def _view_places(self, op: ViewPlaces, now: float) -> list[Place]:
+        waiting = self._apps[op.app].in_order()
+        places = list[Place]()
+        for job_id in op.job_ids:
+            record = self._alive(job_id, now)
+            position = waiting.index(job_id) if job_id in waiting else None
+            places.append(Place(version=record.version if record else None, position=position))
+        return places
 
     def _watch(self, op: Watch, now: float) -> JobStatus | None:
         record = self._alive(op.job_id, now)

@@ -26,7 +26,7 @@ def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def faults(document: dict[str, Any], schema: str, value: object) -> list[str]:
+def faults(document: dict[str, Any], schema: str, value: Any) -> list[str]:
     """What is wrong with `value` as this schema of the description."""
     rules = {"$ref": f"#/components/schemas/{schema}", "components": document["components"]}
     return [error.message for error in Draft202012Validator(rules).iter_errors(value)]

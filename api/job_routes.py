@@ -8,10 +8,10 @@ from api.caller import Caller, KnownCaller
 from api.edge import Edge
 from api.estimate import retry_after
 from api.event_stream import MEDIA_TYPE, event_stream
-from api.openapi import ETAG, IMAGES, RETRY_AFTER, SEED
+from api.openapi import ETAG, IMAGES, RETRY_AFTER, SEED, event
 from api.preferences import MAX_WAIT
 from api.problems import HttpProblemError, problem_responses
-from api.schemas import JobResponse
+from api.schemas import JobResponse, PreviewBody
 from sdserve.errors import JobNotFoundError
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Cancel
@@ -30,6 +30,7 @@ Previews = Annotated[bool, Query(description="also small pictures of what is bei
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="of the last event that was received")
 ]
+VERSION = {"type": "string", "pattern": r"^\d+$"}
 ImageNumber = Annotated[int, Path(ge=0, le=7)]
 
 _JOB_ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -51,7 +52,16 @@ _EVENTS_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "`event: job` with a JobResponse (without its images), its `id` the job's "
         "version; `event: preview` with a PreviewBody; the stream ends with the job",
-        "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {
+                    "oneOf": [
+                        event("job", {"$ref": "#/components/schemas/JobResponse"}, id=VERSION),
+                        event("preview", PreviewBody.model_json_schema()),
+                    ]
+                }
+            }
+        },
     },
     **problem_responses(404, 410),
 }

@@ -6,10 +6,11 @@ connection, so one definition serves the blocking and the asyncio client (store.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from importlib.resources import files
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -20,6 +21,14 @@ from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import Limits, ResultBudget
 from sdserve.usage import Spent, Usage
+
+# The keys that common.lua makes itself, by the names it has for them.
+_KEYS_OF_COMMON = {
+    "USAGE": keys.USAGE,
+    "PREVIEW": keys.PREVIEW,
+    "HOOKS": keys.HOOKS,
+    "HOOK": keys.HOOK,
+}
 
 Reply = TypeVar("Reply")
 Argument = str | int | float | bytes
@@ -84,6 +93,7 @@ class Submit(Operation[Submitted]):
     idempotency_ttl: timedelta = timedelta(hours=24)
     priority: int = 0
     max_attempts: int = 3
+    webhook: str | None = None  # URL that is told of its end
 
     @property
     def keys(self) -> list[str]:
@@ -105,6 +115,7 @@ class Submit(Operation[Submitted]):
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
             self.limits.client_jobs, *_budget(self.limits.results), keys.CHANNEL + self.app,
+            self.webhook or "",
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -432,33 +443,66 @@ class ViewJob(Operation[Job]):
             raise JobExpiredError(self.job_id)
         flat: list[bytes] = reply[1]
         fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
-        meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
-        error, metrics = meta.get("error"), meta.get("metrics")
-        status = JobStatus(fields["status"])
-        used: dict[str, int] = json.loads(fields.get("usage", "{}"))
-        return Job(
-            id=fields["id"],
-            app=fields["app"],
-            model=fields["model"],
-            status=status,
-            params=GenerationParams.from_json(fields["request"]),
-            created_at=_time(fields["created"]),
-            started_at=_time(fields["started"]) if "started" in fields else None,
-            finished_at=_time(fields["ended"]) if "ended" in fields else None,
-            phase=fields.get("phase"),
-            step=int(fields.get("step", 0)),
-            position=reply[2],
-            attempt=int(fields["attempt"]),
-            cancel_requested="cancel" in fields,
-            version=int(fields.get("version", 0)),
-            client=fields.get("client", ""),
-            owner=fields.get("owner"),
-            result_keys=tuple(meta.get("results") or ()),
-            image_seeds=tuple(meta.get("seeds") or ()),
-            metrics=ComputeMetrics(**metrics) if metrics else None,
-            error=JobFailure(**error) if error else None,
-            usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
-        )
+        return job_of(fields, position=reply[2])
+
+
+def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
+    """The job that a hash holds."""
+    meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
+    error, metrics = meta.get("error"), meta.get("metrics")
+    status = JobStatus(fields["status"])
+    used: dict[str, int] = json.loads(fields.get("usage", "{}"))
+    return Job(
+        id=fields["id"],
+        app=fields["app"],
+        model=fields["model"],
+        status=status,
+        params=GenerationParams.from_json(fields["request"]),
+        created_at=_time(fields["created"]),
+        started_at=_time(fields["started"]) if "started" in fields else None,
+        finished_at=_time(fields["ended"]) if "ended" in fields else None,
+        phase=fields.get("phase"),
+        step=int(fields.get("step", 0)),
+        position=position,
+        attempt=int(fields["attempt"]),
+        cancel_requested="cancel" in fields,
+        version=int(fields.get("version", 0)),
+        client=fields.get("client", ""),
+        owner=fields.get("owner"),
+        result_keys=tuple(meta.get("results") or ()),
+        image_seeds=tuple(meta.get("seeds") or ()),
+        metrics=ComputeMetrics(**metrics) if metrics else None,
+        error=JobFailure(**error) if error else None,
+        usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a job stands in its app's queue."""
+
+    version: int | None  # of the job; None: there is no such job
+    position: int | None  # 0 = next; None: it is not in the queue
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlaces(Operation[list[Place]]):
+    """Where several jobs of an app stand, in their order."""
+
+    script: ClassVar[str] = "view_places"
+    app: str
+    job_ids: Sequence[str]
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.QUEUE + self.app, *(keys.JOB + job_id for job_id in self.job_ids)]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return list(self.job_ids)
+
+    def read(self, reply: Any) -> list[Place]:
+        return [Place(version=version, position=position) for version, position in reply]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -530,9 +574,10 @@ class ViewPreview(Operation[Preview | None]):
         return Preview(step=int(step), number=int(number), image=image)
 
 
+@cache
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
-    names = f"local USAGE, PREVIEW = '{keys.USAGE}', '{keys.PREVIEW}'\n"
+    names = "".join(f"local {name} = '{key}'\n" for name, key in _KEYS_OF_COMMON.items())
     folder = files("sdserve").joinpath("lua")
     flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
     return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"

@@ -4,6 +4,7 @@ One process, nothing kept when it ends. It passes the same tests as the real one
 that a state machine compares the real one with.
 """
 
+import json
 import threading
 import time
 from collections import Counter, defaultdict
@@ -27,6 +28,7 @@ from sdserve.operations import (
     Finish,
     JobProgress,
     Operation,
+    Place,
     Pulse,
     Reap,
     Reaped,
@@ -36,11 +38,13 @@ from sdserve.operations import (
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPlaces,
     ViewPreview,
     Watch,
     app_state,
 )
 from sdserve.testing.memory_keys import InMemoryKeys
+from sdserve.testing.memory_outbox import MemoryOutbox
 from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
@@ -119,6 +123,7 @@ class InMemoryJobStore:
         self._load: Counter[str] = Counter()
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
+        self._outbox = MemoryOutbox()
         self._keyring = InMemoryKeys()
         self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
         self._operations: dict[str, Callable[[Any, float], Any]] = {
@@ -134,6 +139,8 @@ class InMemoryJobStore:
             "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            "view_places": self._view_places,
+            **self._outbox.operations,
             "view_preview": self._view_preview,
             **self._keyring.operations,
         }
@@ -378,6 +385,15 @@ class InMemoryJobStore:
             usage=record.usage,
         )
 
+    def _view_places(self, op: ViewPlaces, now: float) -> list[Place]:
+        waiting = self._apps[op.app].in_order()
+        places = list[Place]()
+        for job_id in op.job_ids:
+            record = self._alive(job_id, now)
+            position = waiting.index(job_id) if job_id in waiting else None
+            places.append(Place(version=record.version if record else None, position=position))
+        return places
+
     def _watch(self, op: Watch, now: float) -> JobStatus | None:
         record = self._alive(op.job_id, now)
         if record and not record.status.is_final:
@@ -431,6 +447,10 @@ class InMemoryJobStore:
         for metric, amount in record.usage.nonzero().items():
             for app in (record.submit.app, ALL_APPS):
                 day[field_name(record.submit.client, app, metric)] += amount
+        if record.submit.webhook is not None:
+            self._outbox.tell(
+                "job", record.submit.job_id, status, record.submit.webhook, _fields(record), now
+            )
 
     def _hand_back(self, record: _Record, now: float, ttl: timedelta) -> JobStatus:
         app = self._apps[record.submit.app]
@@ -574,6 +594,35 @@ class InMemoryJobStore:
             for job_id in gone:
                 del self._index[job_id]
             return len(gone)
+
+
+def _fields(record: _Record) -> dict[str, str]:
+    """The hash of an ended job in the real store, as far as a webhook tells it."""
+    submit, finish = record.submit, record.finish
+    kept = finish if finish and record.status is not JobStatus.CANCELLED else None
+    error = asdict(record.error) if record.error else None
+    fields = {
+        "id": submit.job_id, "app": submit.app, "model": submit.model, "status": record.status,
+        "request": submit.params.to_json(), "created": str(record.created * 1000),
+        "ended": str((record.ended or 0) * 1000), "attempt": str(record.attempt),
+        "step": str(record.step), "client": submit.client, "version": str(record.version),
+        "meta": json.dumps({
+            "results": list(kept.result_keys) if kept else [],
+            "seeds": list(kept.image_seeds) if kept else [],
+            "metrics": asdict(kept.metrics) if kept and kept.metrics else None,
+            "error": error,
+        }),
+    }  # fmt: skip
+    if record.started is not None:
+        fields["started"] = str(record.started * 1000)
+    if record.is_cancelled:
+        fields["cancel"] = "1"
+    if record.usage is not None:
+        used = record.usage.nonzero().items()
+        fields["usage"] = json.dumps(
+            {metric: amount for metric, amount in used if not metric.startswith("jobs_")}
+        )
+    return fields
 
 
 def _holds(record: _Record, fence: int) -> bool:

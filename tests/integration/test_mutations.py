@@ -139,6 +139,37 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("an end that never expires", "redis.call('EXPIRE', job, ttl_s)", ""),
         ("room made from the young", "now - keep_ms,", "'+inf',"),
         ("room never made", "if bytes > budget then", "if false then"),
+        ("an end that no webhook hears of", "if facts[3] then tell", "if false then tell"),
+    ],
+    "take_hooks": [
+        ("for ever", "redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), event)",
+         "redis.call('ZREM', KEYS[1], event)"),
+        ("again and again", "now + tonumber(ARGV[2])", "now"),
+    ],
+    "begin_hook": [
+        ("of what is delivered",
+         "if not redis.call('ZSCORE', hooks, ARGV[1]) then return false end", ""),
+        ("two at once", "tonumber(held[1] or 0) > now or", ""),
+        ("before its time", " or tonumber(held[2]) > now", ""),
+        ("of who rests", "if rests > now then", "if false then"),
+        ("for ever", "redis.call('ZADD', hooks, busy, ARGV[1])",
+         "redis.call('ZREM', hooks, ARGV[1])"),
+    ],
+    "settle_hook": [
+        ("no fence", "held[1] ~= ARGV[2] or", ""),
+        ("delivers for ever", "redis.call('ZREM', hooks, event)\n  redis.call('ZREM', dead, event)",
+         "redis.call('ZREM', dead, event)"),
+        ("remembers no rest", "redis.call('HSET', rest, 'until', now + span)", ""),
+        ("rests for ever", "redis.call('DEL', rest)", ""),
+        ("forgets the dead", "redis.call('ZADD', dead, now, event)", ""),
+        ("forgets the next try", "redis.call('ZADD', hooks, due, event)",
+         "redis.call('ZREM', hooks, event)"),
+    ],
+    "replay_hook": [
+        ("keeps the dead", "redis.call('ZREM', dead, event)", ""),
+        ("after its back-off", "'due', now, ", ""),
+        ("without a new count", "'base', held[2]", "'base', 0"),
+        ("of who rests", "redis.call('DEL', ARGV[2] .. receiver(held[1]))", ""),
     ],
 }  # fmt: skip
 

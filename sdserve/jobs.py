@@ -60,6 +60,8 @@ class Job:
     image_seeds: tuple[int, ...] = ()
     metrics: ComputeMetrics | None = None  # of a succeeded job
     error: JobFailure | None = None
+    batch: str | None = None  # id of the batch that it is a line of
+    line: int | None = None  # its number there, from 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,9 @@ CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queuei
 SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
+BATCH = PREFIX + "batch:"  # hash per batch; `:in:{p}`, `:out:{p}`, `:res:{p}`, `:live` beside it
+BATCHES = PREFIX + "batches"  # zset: id -> created, of every batch that is kept
+OPEN_BATCHES = PREFIX + "batches:open"  # zset: the same of those that need feeding or packing
 CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
 

@@ -15,13 +15,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from sdserve import keys
 from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
+from sdserve.batches import BatchPlace
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
 from sdserve.limits import Limits, ResultBudget
 
 Reply = TypeVar("Reply")
-Argument = str | int | float
+Argument = str | int | float | bytes
 
 
 class Operation(Generic[Reply]):
@@ -53,6 +54,7 @@ class Admission(StrEnum):
     CLIENT_FULL = "client_full"  # refused: this client has too many unfinished jobs
     STORAGE_FULL = "storage_full"  # refused: no room for results
     BROKEN = "broken"  # refused: the app cannot load its checkpoint
+    CLOSED = "closed"  # refused: its batch hands over no more lines of this app
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,9 @@ class Submit(Operation[Submitted]):
     idempotency_ttl: timedelta = timedelta(hours=24)
     priority: int = 0
     max_attempts: int = 3
+    place: BatchPlace | None = None  # of the line of a batch
+    # How long such a job is kept when it has ended: its batch keeps the outcome for longer.
+    line_ttl: timedelta = timedelta(hours=1)
 
     @property
     def keys(self) -> list[str]:
@@ -99,11 +104,13 @@ class Submit(Operation[Submitted]):
 
     @property
     def arguments(self) -> list[Argument]:
+        place = self.place or BatchPlace(batch="", line=0, previous=0)
         return [
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
             self.limits.client_jobs, *_budget(self.limits.results),
+            place.batch, place.line, place.previous, int(self.line_ttl.total_seconds()),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -229,15 +236,20 @@ class Finish(Operation[Ending]):
         ]  # fmt: skip
 
     @property
-    def arguments(self) -> list[Argument]:
+    def meta(self) -> str:
+        """What the store keeps of how the job ended, as JSON."""
         meta = {
             "results": list(self.result_keys),
             "seeds": list(self.image_seeds),
             "metrics": asdict(self.metrics) if self.metrics else None,
             "error": asdict(self.error) if self.error else None,
         }
+        return json.dumps(meta)
+
+    @property
+    def arguments(self) -> list[Argument]:
         return [
-            self.job_id, self.fence, self.status, json.dumps(meta),
+            self.job_id, self.fence, self.status, self.meta,
             int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, round(self.seconds, 4),
             *_budget(self.results),
         ]  # fmt: skip
@@ -450,14 +462,17 @@ class ViewJob(Operation[Job]):
             image_seeds=tuple(meta.get("seeds") or ()),
             metrics=ComputeMetrics(**metrics) if metrics else None,
             error=JobFailure(**error) if error else None,
+            batch=fields.get("batch"),
+            line=int(fields["line"]) if "line" in fields else None,
         )
 
 
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
+    names = f"local BATCH = '{keys.BATCH}'\n"
     folder = files("sdserve").joinpath("lua")
     flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
-    return f"{flags}\n{folder.joinpath('common.lua').read_text()}{body}"
+    return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"
 
 
 def app_state(

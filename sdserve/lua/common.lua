@@ -1,5 +1,6 @@
 -- Put before every script, after its first line (operations.py): the server's clock, the counts of
--- unfinished jobs, the one way a job ends, and the room for results.
+-- unfinished jobs, the one way a job ends, its line in a batch, and the room for results. The names
+-- of keys that are made here (BATCH) come from keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
@@ -13,18 +14,50 @@ local function count_job(load, app, client, change)
   end
 end
 
+-- The keys of a batch beside its hash: what was uploaded, results, results of settled parts.
+local function keys_of_batch(batch, parts)
+  local names = {batch, batch .. ':live'}
+  for part = 0, parts - 1 do
+    for _, kind in ipairs({':in:', ':out:', ':res:'}) do
+      names[#names + 1] = batch .. kind .. part
+    end
+  end
+  return names
+end
+
+-- So many more lines of a batch have ended; the last ones end the batch.
+local function end_lines(batch, status, count, now, ttl_s)
+  redis.call('HINCRBY', batch, status, count)
+  local counts = redis.call('HMGET', batch, 'lines', 'parts', 'succeeded', 'failed', 'cancelled')
+  local ended = (counts[3] or 0) + (counts[4] or 0) + (counts[5] or 0)
+  if ended < tonumber(counts[1]) then return end
+  redis.call('HSET', batch, 'ended', now)
+  for _, name in ipairs(keys_of_batch(batch, counts[2])) do redis.call('EXPIRE', name, ttl_s) end
+end
+
+-- The job of a line has ended. Only once: then it is no longer among the batch's live ones.
+local function end_line(id, job, status, now, ttl_s)
+  local facts = redis.call('HMGET', job, 'batch', 'line', 'meta')
+  local batch, line = BATCH .. facts[1], tonumber(facts[2])
+  if redis.call('HDEL', batch .. ':live', id) == 0 then return end
+  local part = math.floor((line - 1) / redis.call('HGET', batch, 'part_lines'))
+  redis.call('HSET', batch .. ':out:' .. part, line, status .. ' ' .. (facts[3] or '{}'))
+  end_lines(batch, status, 1, now, ttl_s)
+end
+
 -- error: {code, message} or nil.
 local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
-  local facts = redis.call('HMGET', job, 'app', 'client')
+  local facts = redis.call('HMGET', job, 'app', 'client', 'batch', 'ttl')
   redis.call('HSET', job, 'status', status, 'ended', now)
   if error then
     local meta = cjson.encode({error = {code = error[1], message = error[2]}})
     redis.call('HSET', job, 'meta', meta)
   end
   redis.call('HDEL', job, 'owner', 'phase')
-  redis.call('EXPIRE', job, ttl_s)
+  redis.call('EXPIRE', job, facts[4] or ttl_s)
   redis.call('HINCRBY', app, status, 1)
   count_job(load, facts[1], facts[2], -1)
+  if facts[3] then end_line(id, job, status, now, ttl_s) end
   redis.call('PUBLISH', channel, id)
 end
 

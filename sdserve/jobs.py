@@ -13,6 +13,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from sdserve.generation import ComputeMetrics, GenerationParams
+from sdserve.usage import Usage
 
 
 class JobStatus(StrEnum):
@@ -62,6 +63,7 @@ class Job:
     error: JobFailure | None = None
     batch: str | None = None  # id of the batch that it is a line of
     line: int | None = None  # its number there, from 1
+    usage: Usage | None = None  # its bill, once it has ended
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is dep
 BATCH = PREFIX + "batch:"  # hash per batch; `:in:{p}`, `:out:{p}`, `:res:{p}`, `:live` beside it
 BATCHES = PREFIX + "batches"  # zset: id -> created, of every batch that is kept
 OPEN_BATCHES = PREFIX + "batches:open"  # zset: the same of those that need feeding or packing
+USAGE = PREFIX + "use:"  # hash per day (since 1970, UTC): client|app|metric -> integer; 400 days
 CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
 

@@ -20,6 +20,7 @@ from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
 from sdserve.limits import Limits, ResultBudget
+from sdserve.usage import Spent, Usage
 
 Reply = TypeVar("Reply")
 Argument = str | int | float | bytes
@@ -227,6 +228,7 @@ class Finish(Operation[Ending]):
     metrics: ComputeMetrics | None = None
     error: JobFailure | None = None
     seconds: float = 0.0  # of the replica's time: the moving average behind every ETA
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def keys(self) -> list[str]:
@@ -251,7 +253,7 @@ class Finish(Operation[Ending]):
         return [
             self.job_id, self.fence, self.status, self.meta,
             int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, round(self.seconds, 4),
-            *_budget(self.results),
+            *_budget(self.results), json.dumps(asdict(self.spent)),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Ending:
@@ -442,11 +444,13 @@ class ViewJob(Operation[Job]):
         fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
         meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
         error, metrics = meta.get("error"), meta.get("metrics")
+        status = JobStatus(fields["status"])
+        used: dict[str, int] = json.loads(fields.get("usage", "{}"))
         return Job(
             id=fields["id"],
             app=fields["app"],
             model=fields["model"],
-            status=JobStatus(fields["status"]),
+            status=status,
             params=GenerationParams.from_json(fields["request"]),
             created_at=_time(fields["created"]),
             started_at=_time(fields["started"]) if "started" in fields else None,
@@ -464,12 +468,13 @@ class ViewJob(Operation[Job]):
             error=JobFailure(**error) if error else None,
             batch=fields.get("batch"),
             line=int(fields["line"]) if "line" in fields else None,
+            usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
         )
 
 
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
-    names = f"local BATCH = '{keys.BATCH}'\n"
+    names = f"local USAGE, BATCH = '{keys.USAGE}', '{keys.BATCH}'\n"
     folder = files("sdserve").joinpath("lua")
     flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
     return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from redis import Redis
 
+from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
 from sdserve.jobs import ClaimedJob, Job, JobStatus
 from sdserve.operations import (
@@ -24,6 +25,7 @@ from sdserve.operations import (
 )
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
+from sdserve.usage import DayUsage, day_of, read_day
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, submit
 
 RUN_OUT = timedelta(0)
@@ -74,6 +76,17 @@ class World:
             for job in jobs
         ]
         return self.store.run(Beat(app=APP, presence=presence, slots=1, lease=lease, jobs=told))
+
+    def used(self, job_id: str) -> list[DayUsage]:
+        """What was counted on the day on which this job ended."""
+        ended = self.view(job_id).finished_at
+        assert ended
+        day = day_of(ended)
+        if isinstance(self.store, InMemoryJobStore):
+            return read_day(day, self.store.usage(day))
+        assert self.redis is not None
+        amounts: Any = self.redis.hgetall(f"{keys.USAGE}{day}")
+        return read_day(day, {name.decode(): int(amount) for name, amount in amounts.items()})
 
     def images(self, names: Sequence[str]) -> list[bytes | None]:
         """The bytes behind these keys."""

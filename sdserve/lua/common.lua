@@ -1,6 +1,6 @@
 -- Put before every script, after its first line (operations.py): the server's clock, the counts of
 -- unfinished jobs, the one way a job ends, its line in a batch, and the room for results. The names
--- of keys that are made here (BATCH) come from keys.py.
+-- of the keys that it makes itself (USAGE, BATCH) come from keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
@@ -45,6 +45,21 @@ local function end_line(id, job, status, now, ttl_s)
   end_lines(batch, status, 1, now, ttl_s)
 end
 
+-- Add what a job used to its day, for its client and app and for its client in all. The job keeps
+-- the same integers, in JSON (`usage`, by finish.lua).
+local function bill(job, app, client, status, now)
+  local used = cjson.decode(redis.call('HGET', job, 'usage') or '{}')
+  used['jobs_' .. status] = 1
+  local day = USAGE .. math.floor(now / 86400000)
+  for metric, amount in pairs(used) do
+    if amount > 0 then
+      redis.call('HINCRBY', day, client .. '|' .. app .. '|' .. metric, amount)
+      redis.call('HINCRBY', day, client .. '||' .. metric, amount)
+    end
+  end
+  redis.call('EXPIRE', day, 400 * 86400)
+end
+
 -- error: {code, message} or nil.
 local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   local facts = redis.call('HMGET', job, 'app', 'client', 'batch', 'ttl')
@@ -58,6 +73,7 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   redis.call('HINCRBY', app, status, 1)
   count_job(load, facts[1], facts[2], -1)
   if facts[3] then end_line(id, job, status, now, ttl_s) end
+  bill(job, facts[1], facts[2], status, now)
   redis.call('PUBLISH', channel, id)
 end
 

@@ -3,7 +3,7 @@
 -- asked first: the result is dropped), lost (a late writer: nothing changes).
 -- KEYS job lease app load results (image)*
 -- ARGV id fence status meta_json job_ttl_s channel seconds result_budget result_ttl_ms
---      result_keep_ms
+--      result_keep_ms spent_json
 local job, lease, app, load, results = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, fence = ARGV[1], ARGV[2]
 local held = redis.call('HMGET', job, 'status', 'attempt', 'cancel', 'ended_by')
@@ -15,6 +15,7 @@ if held[1] ~= 'running' or held[2] ~= fence then
 end
 local status = held[3] and 'cancelled' or ARGV[3]
 local now = server_ms()
+local used = cjson.decode(ARGV[11])
 if status == 'cancelled' then
   for i = 6, #KEYS do redis.call('DEL', KEYS[i]) end
 else
@@ -24,10 +25,12 @@ else
     redis.call('PEXPIRE', KEYS[i], ARGV[9])
     redis.call('ZADD', results, now, bytes .. ' ' .. KEYS[i])
     redis.call('HINCRBY', load, 'bytes', bytes)
+    used.images = (used.images or 0) + 1
+    used.result_bytes = (used.result_bytes or 0) + bytes
   end
   make_room(results, load, now, tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[8]))
 end
-redis.call('HSET', job, 'ended_by', fence)
+redis.call('HSET', job, 'ended_by', fence, 'usage', cjson.encode(used))
 redis.call('ZREM', lease, id)
 if status == 'succeeded' then
   local before = tonumber(redis.call('HGET', app, 'seconds_per_job') or ARGV[7])

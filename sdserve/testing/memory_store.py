@@ -41,11 +41,13 @@ from sdserve.operations import (
     app_state,
 )
 from sdserve.testing.memory_batches import MemoryBatches
+from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
 
 PRIORITY = 1e12  # apart are the scores of two priorities
 UNCLAIMED_RESULT_TTL = timedelta(minutes=5)
+NOTHING = Usage()
 
 
 @dataclass(kw_only=True)
@@ -65,6 +67,7 @@ class _Record:
     finish: Finish | None = None  # that ended it
     error: JobFailure | None = None
     expires: float | None = None
+    usage: Usage | None = None  # once it has ended
 
     @property
     def share(self) -> tuple[int, str, bool]:
@@ -114,6 +117,7 @@ class InMemoryJobStore:
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
         self._batches = MemoryBatches()
+        self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
         self._operations: dict[str, Callable[[Any, float], Any]] = {
             "submit": self._submit,
             "claim": self._claim,
@@ -260,21 +264,24 @@ class InMemoryJobStore:
         app = self._apps[op.app]
         status = JobStatus.CANCELLED if record.is_cancelled else op.status
         record.finish = op
+        used = Usage(**asdict(op.spent))
         if status is JobStatus.CANCELLED:
             self._forget(op.result_keys)
         else:
             record.error = op.error
+            used += Usage(images=len(op.result_keys))
             for name in op.result_keys:
                 if name in self._blobs:  # else the caller took longer than UNCLAIMED_RESULT_TTL
                     blob, _ = self._blobs[name]
                     self._blobs[name] = (blob, now + op.results.ttl.total_seconds())
                     self._results[name] = (len(blob), now)
+                    used += Usage(result_bytes=len(blob))
             self._make_room(op.results, now)
         app.leases.pop(op.job_id, None)
         if status is JobStatus.SUCCEEDED:
             before = op.seconds if app.seconds_per_job is None else app.seconds_per_job
             app.seconds_per_job = before * 0.7 + op.seconds * 0.3
-        self._end(record, status, now, op.job_ttl)
+        self._end(record, status, now, op.job_ttl, used)
         cancelled = status is JobStatus.CANCELLED
         return Ending.CANCELLED if cancelled else Ending.FINISHED
 
@@ -382,6 +389,7 @@ class InMemoryJobStore:
             error=record.error,
             batch=submit.place.batch if submit.place else None,
             line=submit.place.line if submit.place else None,
+            usage=record.usage,
         )
 
     def _read_part(self, op: ReadPart, now: float) -> Part:
@@ -407,7 +415,14 @@ class InMemoryJobStore:
             if self._load[name] <= 0:
                 del self._load[name]
 
-    def _end(self, record: _Record, status: JobStatus, now: float, ttl: timedelta) -> None:
+    def _end(
+        self,
+        record: _Record,
+        status: JobStatus,
+        now: float,
+        ttl: timedelta,
+        used: Usage = NOTHING,
+    ) -> None:
         record.status, record.ended = status, now
         record.owner = record.phase = None
         place = record.submit.place
@@ -415,6 +430,11 @@ class InMemoryJobStore:
         self._count(record.submit, -1)
         if place is not None:
             self._batches.end_line(place, record.submit.job_id, status, _meta(record), now, ttl)
+        record.usage = used + Usage(**{f"jobs_{status}": 1})
+        day = self._usage[int(now * 1000) // DAY_MS]
+        for metric, amount in record.usage.nonzero().items():
+            for app in (record.submit.app, ALL_APPS):
+                day[field_name(record.submit.client, app, metric)] += amount
 
     def _hand_back(self, record: _Record, now: float, ttl: timedelta) -> JobStatus:
         app = self._apps[record.submit.app]
@@ -448,6 +468,16 @@ class InMemoryJobStore:
             self._blobs.pop(name, None)
 
     # --- the rest of the store's face --------------------------------------------------------
+
+    def usage_days(self) -> list[int]:
+        """The days on which anything was counted."""
+        with self._lock:
+            return sorted(self._usage)
+
+    def usage(self, day: int) -> dict[str, int]:
+        """The hash of a day: `field_name` -> amount."""
+        with self._lock:
+            return dict(self._usage[day])
 
     def app_status(self, app: str) -> AppStatus:
         return self.run(ViewApp(app=app))

@@ -1,6 +1,7 @@
 """The promises of the job store, kept by the scripts on a real server and by the one in memory."""
 
 import threading
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
@@ -13,12 +14,15 @@ from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import Admission, Claim, Drain, Ending, Pulse, Release
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
+from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
 
 pytestmark = pytest.mark.integration
 
 FAILURE = JobFailure(code="app_broken", message="no such file")
+SPENT = Spent(steps=20, gpu_ms=812, cpu_ms=1234, energy_mj=350_000)
+USED = Usage(**asdict(SPENT))
 
 
 @pytest.fixture(params=["redis", "memory"])
@@ -286,6 +290,85 @@ def test_a_late_replica_cannot_give_back_what_another_runs(world: World) -> None
     assert world.run(back) is False
     assert world.view(late.id).status is JobStatus.RUNNING
     assert world.beat(second) == [Pulse.OK]
+
+
+# --- usage ---------------------------------------------------------------------------------------
+
+
+def test_what_jobs_used_is_counted_by_client_and_app_and_kept_with_each(world: World) -> None:
+    asked = [(APP, "ann"), (APP, "bob"), (APP, ""), ("sd-other", "ann")]
+    for app, client in asked:
+        world.submit(app=app, client=client)
+    jobs = [world.claim(app=app) for app, _ in asked]
+    for (app, _), job in zip(asked, jobs, strict=True):
+        world.succeed(job, [b"png", b"p"], app=app, spent=SPENT)
+    one = USED + Usage(jobs_succeeded=1, images=2, result_bytes=4)
+    assert [world.view(job.id).usage for job in jobs] == [one] * 4
+    assert counted(world, jobs[0].id) == {
+        ("", ""): one, ("", APP): one, ("bob", ""): one, ("bob", APP): one,
+        ("ann", ""): one + one, ("ann", APP): one, ("ann", "sd-other"): one,
+    }  # fmt: skip
+
+
+def test_a_job_without_a_result_is_billed_for_what_it_used(world: World) -> None:
+    failed, cancelled = world.submit().job_id, world.submit().job_id
+    for job in (world.claim(), world.claim()):
+        status = JobStatus.FAILED if job.id == failed else JobStatus.CANCELLED
+        world.run(finish(job.id, 1, status, spent=SPENT))
+    assert world.view(failed).usage == USED + Usage(jobs_failed=1)
+    assert world.view(cancelled).usage == USED + Usage(jobs_cancelled=1)
+    both = USED + USED + Usage(jobs_failed=1, jobs_cancelled=1)
+    assert counted(world, failed) == {("", ""): both, ("", APP): both}
+
+
+def test_a_picture_that_came_after_the_cancel_is_not_billed_as_one(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    assert world.view(job.id).usage is None
+    world.cancel(job.id)
+    assert world.succeed(job, spent=SPENT) is Ending.CANCELLED
+    assert world.view(job.id).usage == USED + Usage(jobs_cancelled=1)
+
+
+def test_a_finish_that_is_repeated_is_billed_once(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    for _ in range(2):
+        world.succeed(job, spent=SPENT)
+    used = USED + Usage(jobs_succeeded=1, images=1, result_bytes=3)
+    assert counted(world, job.id) == {("", ""): used, ("", APP): used}
+
+
+def test_a_late_replica_bills_nothing(world: World) -> None:
+    world.submit()
+    late = world.claim(RUN_OUT)
+    world.reap()
+    job = world.claim()
+    assert world.succeed(late, spent=replace(SPENT, gpu_ms=10**6)) is Ending.LOST
+    world.succeed(job, spent=SPENT)
+    assert world.succeed(late, spent=replace(SPENT, gpu_ms=10**6)) is Ending.LOST
+    used = USED + Usage(jobs_succeeded=1, images=1, result_bytes=3)
+    assert counted(world, job.id) == {("", ""): used, ("", APP): used}
+    assert world.view(job.id).usage == used
+
+
+def test_a_job_that_no_replica_ends_is_counted_without_amounts(world: World) -> None:
+    lost = world.submit().job_id
+    world.claim(RUN_OUT)
+    world.cancel(lost)
+    queued = world.submit().job_id
+    for _ in range(2):
+        world.reap()
+        world.cancel(queued)
+    drained = world.submit().job_id
+    world.run(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=False))
+    total = Usage(jobs_cancelled=2, jobs_failed=1)
+    assert counted(world, drained) == {("", ""): total, ("", APP): total}
+    assert world.view(queued).usage == world.view(lost).usage == Usage(jobs_cancelled=1)
+
+
+def counted(world: World, job_id: str) -> dict[tuple[str, str], Usage]:
+    return {(row.client, row.app): row.usage for row in world.used(job_id)}
 
 
 # --- lost replicas -------------------------------------------------------------------------------

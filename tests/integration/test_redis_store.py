@@ -22,6 +22,14 @@ def test_scripts_survive_a_flush_of_the_script_cache(redis: Redis) -> None:
     assert world.submit().ahead == 1
 
 
+def test_usage_is_kept_for_400_days(redis: Redis) -> None:
+    world = World(RedisJobStore(redis), redis)
+    world.cancel(world.submit().job_id)
+    (key,) = redis.scan_iter(match=keys.USAGE + "*")
+    ttl: Any = redis.ttl(key)
+    assert 399 * 86400 < ttl <= 400 * 86400
+
+
 def test_a_server_that_is_away_is_one_clear_error() -> None:
     store = RedisJobStore(connect("redis://127.0.0.1:1"))
     with pytest.raises(StoreUnavailableError, match="REDIS_URL"):

@@ -1,5 +1,6 @@
 """The scripts against the store in memory: any sequence of operations has the same outcome."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
+from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
 from sdserve.errors import SdServeError
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
@@ -41,6 +43,7 @@ from sdserve.operations import (
 )
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
+from sdserve.usage import Spent
 from tests.values import JOB_TTL, METRICS, params, submit
 
 pytestmark = pytest.mark.integration
@@ -129,10 +132,11 @@ class Stores(RuleBasedStateMachine):
     @rule(
         claim=claims, status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED]),
         results=budgets, images=st.lists(st.sampled_from([b"", b"12345", b"1" * 20]), max_size=2),
+        spent=st.builds(Spent, steps=st.integers(0, 9), gpu_ms=st.integers(0, 10**12)),
     )  # fmt: skip
     def finishes(
         self, claim: tuple[str, ClaimedJob], status: JobStatus, results: ResultBudget,
-        images: list[bytes],
+        images: list[bytes], spent: Spent,
     ) -> None:  # fmt: skip
         app, job = claim
         names, metrics, error = list[str](), None, None
@@ -147,7 +151,7 @@ class Stores(RuleBasedStateMachine):
             Finish(
                 app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
                 results=results, result_keys=names, image_seeds=list(range(len(names))),
-                metrics=metrics, error=error, seconds=2.0,
+                metrics=metrics, error=error, seconds=2.0, spent=spent,
             )
         )  # fmt: skip
         while self.redis.time() < (before[0], before[1] + 1000):
@@ -182,12 +186,27 @@ class Stores(RuleBasedStateMachine):
         self.real.leave(app, "r1")
         self.model.leave(app, "r1")
 
+    def real_usage(self) -> Counter[str]:
+        """Of all days, for the model has a clock of its own."""
+        total = Counter[str]()
+        for key in self.redis.scan_iter(match=keys.USAGE + "*", count=1000):
+            amounts: Any = self.redis.hgetall(key)
+            total.update({name.decode(): int(amount) for name, amount in amounts.items()})
+        return total
+
+    def model_usage(self) -> Counter[str]:
+        total = Counter[str]()
+        for day in self.model.usage_days():
+            total.update(self.model.usage(day))
+        return total
+
     @invariant()
     def looks_the_same(self) -> None:
         for app in APPS:
             self.both(ViewApp(app=app))
             assert self.real.load_failures(app) == self.model.load_failures(app)
         assert self.real.unfinished() == self.model.unfinished()
+        assert self.real_usage() == self.model_usage()
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
             if isinstance(job, Job) and job.result_keys:

@@ -10,7 +10,7 @@ in their order. What is left when a batch is cancelled, or when its app is gone,
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -198,6 +198,11 @@ _FINAL = frozenset((LineStatus.SUCCEEDED, LineStatus.FAILED, LineStatus.CANCELLE
 def part_of(line: int) -> int:
     """The part, from 0, that holds a line."""
     return (line - 1) // PART
+
+
+def parts_of(lines: Sequence[BatchLine]) -> Iterator[Sequence[BatchLine]]:
+    for start in range(0, len(lines), PART):
+        yield lines[start : start + PART]
 
 
 def room_of(parts: int) -> int:

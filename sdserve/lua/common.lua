@@ -69,11 +69,11 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
     redis.call('HSET', job, 'meta', meta)
   end
   redis.call('HDEL', job, 'owner', 'phase')
-  redis.call('EXPIRE', job, facts[4] or ttl_s)
   redis.call('HINCRBY', app, status, 1)
   count_job(load, facts[1], facts[2], -1)
   if facts[3] then end_line(id, job, status, now, ttl_s) end
   bill(job, facts[1], facts[2], status, now)
+  redis.call('EXPIRE', job, facts[4] or ttl_s)
   redis.call('PUBLISH', channel, id)
 end
 

@@ -58,8 +58,8 @@ def up(settings: Settings, *, demo: bool, worker: bool = True) -> Deployer:
     print("starting Ray ...", flush=True)
     cluster.connect(settings)
     cluster.refuse_unreachable_redis(redis_url)
-    cluster.start_serve(settings)
     deployer = Deployer(settings, redis_url)
+    deployer.start_serve()
     print("starting the gateway ...", flush=True)
     deployer.deploy_gateway()
     if worker:

@@ -15,13 +15,17 @@ RESULTS = PREFIX + "results"  # zset: "bytes key" of every image kept -> stored,
 CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queueing)
 SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
+KEY = PREFIX + "key:"  # hash per API key: name, role, digest of the secret, times
+KEYS = PREFIX + "keys"  # zset: id of an API key -> created, server milliseconds
+KEY_REQUIRED = PREFIX + "key-required"  # string "1": Serve was started to ask for API keys
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
 BATCH = PREFIX + "batch:"  # hash per batch; `:in:{p}`, `:out:{p}`, `:res:{p}`, `:live` beside it
 BATCHES = PREFIX + "batches"  # zset: id -> created, of every batch that is kept
 OPEN_BATCHES = PREFIX + "batches:open"  # zset: the same of those that need feeding or packing
+CHANNEL = PREFIX + "ev:"  # pub/sub per app: what changed (news.py)
+PREVIEW = PREFIX + "preview:"  # hash per running job that is watched: its picture so far
 USAGE = PREFIX + "use:"  # hash per day (since 1970, UTC): client|app|metric -> integer; 400 days
 CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
-CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
 
 
 def result(job_id: str, fence: int, image: int) -> str:

@@ -18,7 +18,7 @@ from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
 from sdserve.batches import BatchPlace
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import Limits, ResultBudget
 from sdserve.usage import Spent, Usage
 
@@ -110,7 +110,7 @@ class Submit(Operation[Submitted]):
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
-            self.limits.client_jobs, *_budget(self.limits.results),
+            self.limits.client_jobs, *_budget(self.limits.results), keys.CHANNEL + self.app,
             place.batch, place.line, place.previous, int(self.line_ttl.total_seconds()),
         ]  # fmt: skip
 
@@ -142,7 +142,8 @@ class Claim(Operation[list[ClaimedJob]]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return [keys.JOB, self.replica, self.count, _milliseconds(self.lease)]
+        lease = _milliseconds(self.lease)
+        return [keys.JOB, self.replica, self.count, lease, keys.CHANNEL + self.app]
 
     def read(self, reply: Any) -> list[ClaimedJob]:
         return [
@@ -170,6 +171,7 @@ class Pulse(StrEnum):
     """What a heartbeat learns about one job."""
 
     OK = "ok"
+    WATCHED = "watched"  # ok, and somebody wants to see previews
     CANCEL = "cancel"  # the user asked: stop within a step
     LOST = "lost"  # the claim is no longer ours: stop, nothing we write will count
 
@@ -460,6 +462,7 @@ class ViewJob(Operation[Job]):
             position=reply[2],
             attempt=int(fields["attempt"]),
             cancel_requested="cancel" in fields,
+            version=int(fields.get("version", 0)),
             client=fields.get("client", ""),
             owner=fields.get("owner"),
             result_keys=tuple(meta.get("results") or ()),
@@ -472,9 +475,79 @@ class ViewJob(Operation[Job]):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watch(Operation[JobStatus | None]):
+    """Wish for previews of an unfinished job. Answers its status; None: no such job."""
+
+    script: ClassVar[str] = "watch"
+    job_id: str
+    span: timedelta  # until the wish runs out
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [_milliseconds(self.span)]
+
+    def read(self, reply: Any) -> JobStatus | None:
+        return None if reply is None else JobStatus(reply.decode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowPreview(Operation[bool]):
+    """Show how far the picture of a running job is. False: the claim is no longer ours."""
+
+    script: ClassVar[str] = "preview"
+    app: str
+    job_id: str
+    fence: int
+    preview: Preview
+    ttl: timedelta
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id, keys.PREVIEW + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        shown = self.preview
+        return [
+            self.job_id, self.fence, shown.step, shown.number, shown.image,
+            _milliseconds(self.ttl), keys.CHANNEL + self.app,
+        ]  # fmt: skip
+
+    def read(self, reply: Any) -> bool:
+        return reply == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPreview(Operation[Preview | None]):
+    """The preview of a running job; None: there is none of this attempt (yet)."""
+
+    script: ClassVar[str] = "view_preview"
+    job_id: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.PREVIEW + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return []
+
+    def read(self, reply: Any) -> Preview | None:
+        if not reply:
+            return None
+        step, number, image = reply
+        return Preview(step=int(step), number=int(number), image=image)
+
+
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
-    names = f"local USAGE, BATCH = '{keys.USAGE}', '{keys.BATCH}'\n"
+    made = {"USAGE": keys.USAGE, "PREVIEW": keys.PREVIEW, "BATCH": keys.BATCH}
+    names = "".join(f"local {name} = '{prefix}'\n" for name, prefix in made.items())
     folder = files("sdserve").joinpath("lua")
     flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
     return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"

@@ -1,10 +1,22 @@
--- Put before every script, after its first line (operations.py): the server's clock, the counts of
--- unfinished jobs, the one way a job ends, its line in a batch, and the room for results. The names
--- of the keys that it makes itself (USAGE, BATCH) come from keys.py.
+-- Put before every script, after its first line (operations.py): the server's clock, what those who
+-- watch are told, the counts of unfinished jobs, the one way a job ends, its line in a batch, and the
+-- room for results. The names of the keys that it makes itself (USAGE, PREVIEW, BATCH) come from
+-- keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- What a viewer sees of a job has changed. `version` counts these changes and never goes back.
+local function tell(job, id, channel, word)
+  redis.call('HINCRBY', job, 'version', 1)
+  redis.call('PUBLISH', channel, word and id .. ' ' .. word or id)
+end
+
+-- What a viewer sees of an app has changed, and so of all its queued jobs: order, replicas, phase.
+local function tell_app(channel)
+  redis.call('PUBLISH', channel, '')
 end
 
 -- `load` counts the jobs that have not ended: all, of an app, of a client.
@@ -73,8 +85,9 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   count_job(load, facts[1], facts[2], -1)
   if facts[3] then end_line(id, job, status, now, ttl_s) end
   bill(job, facts[1], facts[2], status, now)
+  redis.call('DEL', PREVIEW .. id)
+  tell(job, id, channel, 'ended')
   redis.call('EXPIRE', job, facts[4] or ttl_s)
-  redis.call('PUBLISH', channel, id)
 end
 
 -- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no
@@ -93,7 +106,9 @@ local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
   redis.call('ZADD', queue, held[1], id)
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
-  redis.call('PUBLISH', channel, id)
+  redis.call('DEL', PREVIEW .. id)
+  tell(job, id, channel)
+  tell_app(channel)
   return status
 end
 

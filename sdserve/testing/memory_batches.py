@@ -52,7 +52,7 @@ class _Batch:
             self.expires = now + ttl.total_seconds()
 
 
-class MemoryBatches:
+class InMemoryBatches:
     """Part of InMemoryJobStore, under its lock."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
 from sdserve.batch_operations import ReadPart
 from sdserve.batches import Part
 from sdserve.errors import JobExpiredError, JobNotFoundError
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import ResultBudget
 from sdserve.operations import (
     Admission,
@@ -34,13 +34,17 @@ from sdserve.operations import (
     Reap,
     Reaped,
     Release,
+    ShowPreview,
     Submit,
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPreview,
+    Watch,
     app_state,
 )
-from sdserve.testing.memory_batches import MemoryBatches
+from sdserve.testing.memory_batches import InMemoryBatches
+from sdserve.testing.memory_keys import InMemoryKeys
 from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
@@ -64,6 +68,9 @@ class _Record:
     phase: str | None = None
     owner: str | None = None
     is_cancelled: bool = False
+    version: int = 1
+    watched_until: float = 0
+    preview: tuple[Preview, int, float] | None = None  # of which attempt, until when
     finish: Finish | None = None  # that ended it
     error: JobFailure | None = None
     expires: float | None = None
@@ -116,7 +123,8 @@ class InMemoryJobStore:
         self._load: Counter[str] = Counter()
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
-        self._batches = MemoryBatches()
+        self._batches = InMemoryBatches()
+        self._keyring = InMemoryKeys()
         self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
         self._operations: dict[str, Callable[[Any, float], Any]] = {
             "submit": self._submit,
@@ -127,6 +135,8 @@ class InMemoryJobStore:
             "reap": self._reap,
             "cancel": self._cancel,
             "drain": self._drain,
+            "watch": self._watch,
+            "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
             "put_part": self._batches.put_part,
@@ -137,6 +147,8 @@ class InMemoryJobStore:
             "open_batches": self._batches.open_ids,
             "read_part": self._read_part,
             "pack_part": self._batches.pack_part,
+            "view_preview": self._view_preview,
+            **self._keyring.operations,
         }
 
     def run(self, operation: Operation[Reply]) -> Reply:
@@ -220,6 +232,7 @@ class InMemoryJobStore:
             record.attempt += 1
             record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
             record.step, record.phase = 0, "starting"
+            record.version += 1
             app.leases[job_id] = now + op.lease.total_seconds()
             claimed.append(
                 ClaimedJob(
@@ -242,16 +255,19 @@ class InMemoryJobStore:
             if end <= now and name != mine:
                 del app.replicas[name]
                 app.load_failures += presence.state is AppState.LOADING
-        return [self._pulse(app, job, until) for job in op.jobs]
+        return [self._pulse(app, job, until, now) for job in op.jobs]
 
-    def _pulse(self, app: _App, job: JobProgress, until: float) -> Pulse:
+    def _pulse(self, app: _App, job: JobProgress, until: float, now: float) -> Pulse:
         record = self._jobs.get(job.job_id)
         if record is None or not _holds(record, job.fence):
             return Pulse.LOST
         if job.job_id in app.leases:
             app.leases[job.job_id] = until
+        record.version += (record.step, record.phase) != (job.step, job.phase)
         record.step, record.phase = job.step, job.phase
-        return Pulse.CANCEL if record.is_cancelled else Pulse.OK
+        if record.is_cancelled:
+            return Pulse.CANCEL
+        return Pulse.WATCHED if record.watched_until > now else Pulse.OK
 
     def _finish(self, op: Finish, now: float) -> Ending:
         record = self._alive(op.job_id, now)
@@ -316,6 +332,8 @@ class InMemoryJobStore:
         if record is None:
             return None
         found = record.status
+        if found is JobStatus.RUNNING:
+            record.version += not record.is_cancelled
         if not found.is_final:
             record.is_cancelled = True
         if found is JobStatus.QUEUED:
@@ -381,6 +399,7 @@ class InMemoryJobStore:
             position=self._apps[submit.app].in_order().index(op.job_id) if is_queued else None,
             attempt=record.attempt,
             cancel_requested=record.is_cancelled,
+            version=record.version,
             client=submit.client,
             owner=record.owner,
             result_keys=tuple(result.result_keys) if result else (),
@@ -399,6 +418,26 @@ class InMemoryJobStore:
             if record.submit.place and record.submit.place.batch == op.batch_id
         }
         return self._batches.read_part(op, now, places)
+
+    def _watch(self, op: Watch, now: float) -> JobStatus | None:
+        record = self._alive(op.job_id, now)
+        if record and not record.status.is_final:
+            record.watched_until = now + op.span.total_seconds()
+        return record.status if record else None
+
+    def _show_preview(self, op: ShowPreview, now: float) -> bool:
+        record = self._alive(op.job_id, now)
+        if record is None or not _holds(record, op.fence):
+            return False
+        record.preview = op.preview, op.fence, now + op.ttl.total_seconds()
+        return True
+
+    def _view_preview(self, op: ViewPreview, now: float) -> Preview | None:
+        record = self._alive(op.job_id, now)
+        if record is None or record.preview is None:
+            return None
+        preview, fence, end = record.preview
+        return preview if _holds(record, fence) and end > now else None
 
     # --- what they share ---------------------------------------------------------------------
 
@@ -424,7 +463,8 @@ class InMemoryJobStore:
         used: Usage = NOTHING,
     ) -> None:
         record.status, record.ended = status, now
-        record.owner = record.phase = None
+        record.owner = record.phase = record.preview = None
+        record.version += 1
         place = record.submit.place
         record.expires = now + (record.submit.line_ttl if place else ttl).total_seconds()
         self._count(record.submit, -1)
@@ -445,7 +485,8 @@ class InMemoryJobStore:
             self._end(record, JobStatus.FAILED, now, ttl)
         else:
             record.status, record.step = JobStatus.QUEUED, 0
-            record.owner = record.phase = None
+            record.owner = record.phase = record.preview = None
+            record.version += 1
             app.queue[record.submit.job_id] = record.score
             self._work.notify_all()
         return record.status
@@ -561,6 +602,11 @@ class InMemoryJobStore:
         """What is deployed, by name."""
         with self._lock:
             return dict(sorted(self._specs.items()))
+
+    def key_ids(self) -> list[str]:
+        """The API keys there are, revoked ones too, the oldest first."""
+        with self._lock:
+            return self._keyring.ids
 
     def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget the ids of jobs whose record expired, once they are `older_than`."""

@@ -5,15 +5,13 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
-from redis import Redis
 
+from sdserve import keys
 from sdserve.apps import AppState
 from sdserve.errors import JobExpiredError, JobNotFoundError
-from sdserve.jobs import JobFailure, JobStatus, new_job_id
+from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import Admission, Claim, Drain, Ending, Pulse, Release
-from sdserve.store import RedisJobStore
-from sdserve.testing import InMemoryJobStore
 from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
@@ -23,14 +21,6 @@ pytestmark = pytest.mark.integration
 FAILURE = JobFailure(code="app_broken", message="no such file")
 SPENT = Spent(steps=20, gpu_ms=812, cpu_ms=1234, energy_mj=350_000)
 USED = Usage(**asdict(SPENT))
-
-
-@pytest.fixture(params=["redis", "memory"])
-def world(request: pytest.FixtureRequest) -> World:
-    if request.param == "memory":
-        return World(InMemoryJobStore(), None)
-    redis: Redis = request.getfixturevalue("redis")
-    return World(RedisJobStore(redis), redis)
 
 
 # --- accepting -----------------------------------------------------------------------------------
@@ -557,3 +547,105 @@ def test_a_wish_for_a_replica_shows_and_passes(world: World) -> None:
     assert world.store.app_status(APP).wished
     world.store.wish_replica(APP, -1)
     assert not world.store.app_status(APP).wished
+
+
+# --- watching ------------------------------------------------------------------------------------
+
+
+def test_every_change_that_a_viewer_sees_has_a_version_of_its_own(world: World) -> None:
+    job_id = world.submit().job_id
+    versions = [world.view(job_id).version]
+
+    def note() -> None:
+        versions.append(world.view(job_id).version)
+
+    job = world.claim()
+    note()
+    world.beat(job, step=1)
+    note()
+    world.beat(job, step=2)
+    note()
+    world.release(job)
+    note()
+    world.claim(lease=RUN_OUT)
+    note()
+    world.reap()
+    note()
+    job = world.claim()
+    note()
+    world.cancel(job_id)
+    note()
+    world.succeed(job)
+    note()
+    assert versions == list(range(1, len(versions) + 1))
+
+
+def test_what_changes_nothing_has_no_version(world: World) -> None:
+    job_id = world.submit().job_id
+    job = world.claim()
+    world.beat(job)
+    world.cancel(job_id)
+    before = world.view(job_id)
+    world.beat(job)
+    world.cancel(job_id)
+    world.watch(job_id)
+    world.show_preview(job, Preview(step=3, number=0, image=b"webp"))
+    assert world.view(job_id) == before
+
+
+def test_a_drained_and_a_cancelled_job_are_news(world: World) -> None:
+    drained, cancelled = world.submit().job_id, world.submit().job_id
+    world.cancel(cancelled)
+    world.store.drain(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=False))
+    assert [world.view(job_id).version for job_id in (drained, cancelled)] == [2, 2]
+
+
+def test_a_replica_hears_of_a_viewer_while_he_watches(world: World) -> None:
+    job_id = world.submit().job_id
+    assert world.watch(job_id) is JobStatus.QUEUED
+    job = world.claim()
+    assert world.beat(job) == [Pulse.WATCHED]
+    assert world.watch(job_id, RUN_OUT) is JobStatus.RUNNING
+    assert world.beat(job) == [Pulse.OK]
+    world.watch(job_id)
+    world.cancel(job_id)
+    assert world.beat(job) == [Pulse.CANCEL]
+
+
+def test_what_is_over_is_not_watched(world: World) -> None:
+    unknown = new_job_id()
+    assert world.watch(unknown) is None
+    with pytest.raises(JobNotFoundError):
+        world.view(unknown)
+    world.submit()
+    job = world.claim()
+    world.succeed(job)
+    assert world.watch(job.id) is JobStatus.SUCCEEDED
+    if world.redis:  # the wish left no trace in the record of what is over
+        assert not world.redis.hexists(keys.JOB + job.id, "watched")
+
+
+def test_a_preview_is_that_of_the_running_attempt(world: World) -> None:
+    job_id = world.submit().job_id
+    assert world.preview(job_id) is None
+    late = world.claim()
+    seen = Preview(step=3, number=0, image=b"\x00webp\xff")
+    assert world.show_preview(late, seen)
+    assert world.preview(job_id) == seen
+    world.release(late)
+    assert world.preview(job_id) is None
+    job = world.claim()
+    assert world.preview(job_id) is None
+    assert not world.show_preview(late, seen)
+    assert world.preview(job_id) is None
+    assert world.show_preview(job, Preview(step=9, number=1, image=b"new"))
+    world.succeed(job)
+    assert world.preview(job_id) is None
+    assert not world.show_preview(job, seen)
+
+
+def test_a_preview_runs_out(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    assert world.show_preview(job, Preview(step=3, number=0, image=b"webp"), timedelta(0))
+    assert world.preview(job.id) is None

@@ -9,7 +9,7 @@ from redis import Redis
 
 from sdserve import operations
 from sdserve.store import RedisJobStore
-from tests.integration import test_batch_store, test_job_store
+from tests.integration import test_api_keys, test_batch_store, test_job_store
 from tests.store_world import World
 
 pytestmark = pytest.mark.integration
@@ -32,9 +32,9 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no priorities", "-tonumber(priority) * 1e12", "0"),
         ("no shares", "tonumber(redis.call('HGET', shares, share) or 0)", "0"),
         ("no clock", "tonumber(redis.call('HGET', clock, priority) or 0)", "0"),
-        ("any turn of a line", "(place[2] or '0') ~= ARGV[19]", "false"),
+        ("any turn of a line", "(place[2] or '0') ~= ARGV[20]", "false"),
         ("into a closed batch", "not place[1] or place[3]", "not place[1]"),
-        ("a line that keeps its turn", "redis.call('HSET', batch, 'last:' .. ARGV[2], ARGV[18])",
+        ("a line that keeps its turn", "redis.call('HSET', batch, 'last:' .. ARGV[2], ARGV[19])",
          ""),
         ("no share of its own", "(batch and ':batch' or '')", "''"),
     ],
@@ -73,7 +73,12 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no fence", "and held[2] == ARGV[i + 1]", ""),
         ("for what does not run", "held[1] == 'running' and", ""),
         ("no lease", "redis.call('ZADD', lease, 'XX', now + tonumber(ARGV[2]), ARGV[i])", ""),
-        ("deaf to a cancel", "held[3] and 'cancel' or 'ok'", "'ok'"),
+        ("deaf to a cancel", "held[3] and 'cancel' or", ""),
+        ("deaf to viewers", "watched and 'watched' or", ""),
+        ("viewers for ever", "and tonumber(held[6]) > now", ""),
+        ("news of nothing", "held[4] ~= ARGV[i + 3] or held[5] ~= ARGV[i + 2]", "true"),
+        ("no news of steps", "if held[4] ~= ARGV[i + 3] or held[5] ~= ARGV[i + 2] then",
+         "if false then"),
         ("blind to failed starts", "other['state'] == 'loading'", "false"),
     ],
     "finish": [
@@ -103,11 +108,21 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("fails the cancelled", "not held[4] and", ""),
     ],
     "cancel": [
-        ("unheard", "if status == 'running' then\n  redis.call('HSET', job, 'cancel', 1)",
-         "if status == 'running' then"),
+        ("unheard", "redis.call('HSETNX', job, 'cancel', 1)", "redis.call('HSETNX', job, 'no', 1)"),
+        ("news of nothing", "redis.call('HSETNX', job, 'cancel', 1) == 1",
+         "redis.call('HSET', job, 'cancel', 1) >= 0"),
         ("leaves the job in the queue", "redis.call('ZREM', queue, ARGV[1])", ""),
         ("of an end", "elseif status == 'queued' then", "else"),
         ("charges", "redis.call('HINCRBY', shares, charged[1], -charged[2])", ""),
+    ],
+    "watch": [
+        ("of an end", "if status == 'queued' or status == 'running' then", "if true then"),
+        ("of the running alone", "status == 'queued' or", ""),
+    ],
+    "preview": [
+        ("no fence", "or held[2] ~= ARGV[2]", ""),
+        ("of an end", "held[1] ~= 'running' or", ""),
+        ("for ever", "redis.call('PEXPIRE', KEYS[2], ARGV[6])", ""),
     ],
     "drain": [
         ("breaks nothing", "if ARGV[6] == '1' then", "if false then"),
@@ -115,12 +130,36 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("ends nobody", "end_job(ARGV[1] .. id, id, 'failed', now, ARGV[4], app, load, ARGV[5], "
          "{code, message})", ""),
     ],
+    "create_key": [
+        ("over another", "== ARGV[4] and 1 or 0", "and 1"),
+        ("unlisted", "redis.call('ZADD', KEYS[2], now, ARGV[1])", ""),
+    ],
+    "rotate_key": [
+        ("of a revoked key", "if held[2] then", "if false then"),
+        ("of no key", "if not held[1] then", "if false then"),
+        ("repeats itself", "held[1] ~= ARGV[1]", "true"),
+        ("no overlap", "now + ARGV[2]", "now"),
+        ("an overlap without end", "now + ARGV[2]", "now + 1e9"),
+    ],
+    "revoke_key": [
+        ("in words only", "redis.call('HSETNX', KEYS[1], 'revoked', server_ms())", ""),
+        ("again and again", "HSETNX", "HSET"),
+        ("of no key", "if redis.call('EXISTS', KEYS[1]) == 0 then", "if false then"),
+    ],
     "common": [
         ("back to the end of the queue", "redis.call('ZADD', queue, held[1], id)",
          "redis.call('ZADD', queue, 1e9, id)"),
         ("back though cancelled", "held[2] and 'cancelled' or ", ""),
         ("back to a broken app", "broken[2] and 'failed' or ", ""),
         ("an end that counts nothing", "count_job(load, facts[1], facts[2], -1)", ""),
+        ("a preview that outlives its job",
+         "redis.call('DEL', PREVIEW .. id)\n  tell(job, id, channel, 'ended')",
+         "tell(job, id, channel, 'ended')"),
+        ("a preview that outlives its attempt",
+         "redis.call('DEL', PREVIEW .. id)\n  tell(job, id, channel)\n",
+         "tell(job, id, channel)\n"),
+        ("an end without news", "tell(job, id, channel, 'ended')", ""),
+        ("back without news", "tell(job, id, channel)\n  tell_app(channel)", "tell_app(channel)"),
         ("an end that bills nothing", "bill(job, facts[1], facts[2], status, now)", ""),
         ("no bill of an app", "HINCRBY', day, client .. '|' .. app",
          "EXISTS', client .. '|' .. app"),
@@ -150,7 +189,7 @@ def _suite(*modules: ModuleType) -> list[Callable[[World], None]]:
     ]
 
 
-SUITE = _suite(test_job_store, test_batch_store)
+SUITE = _suite(test_job_store, test_api_keys, test_batch_store)
 BATCH_SUITE = _suite(test_batch_store)
 BATCH_SCRIPTS = ("create_batch", "close_lines", "pack_part")
 

@@ -44,7 +44,7 @@ from sdserve.batches import (
     parts_of,
 )
 from sdserve.errors import SdServeError
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import (
     Admission,
@@ -57,10 +57,13 @@ from sdserve.operations import (
     Operation,
     Reap,
     Release,
+    ShowPreview,
     Submit,
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPreview,
+    Watch,
 )
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
@@ -97,9 +100,9 @@ class Stores(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.redis.flushdb()
-        ticks = count(1_000_000)
+        ticks = count(10**9)  # milliseconds
         self.real = RedisJobStore(self.redis)
-        self.model = InMemoryJobStore(clock=lambda: float(next(ticks)))
+        self.model = InMemoryJobStore(clock=lambda: next(ticks) / 1000)
         self.ids: dict[str, str] = {}  # job -> app
         self.batches: list[str] = []
         self.packed: list[Any] = []  # answers, the real one's and the model's in turn
@@ -248,6 +251,17 @@ class Stores(RuleBasedStateMachine):
         while self.redis.time() < (before[0], before[1] + 1000):
             pass  # so that the next result is younger: which of two goes first depends on it
 
+    @rule(job=jobs, span=SPANS)
+    def watches(self, job: Submit, span: timedelta) -> None:
+        self.both(Watch(job_id=job.job_id, span=span))
+
+    @rule(claim=claims, step=st.integers(0, 20), ttl=SPANS)
+    def shows(self, claim: tuple[str, ClaimedJob], step: int, ttl: timedelta) -> None:
+        app, job = claim
+        preview = Preview(step=step, number=0, image=bytes([step]))
+        show = ShowPreview(app=app, job_id=job.id, fence=job.fence, preview=preview, ttl=ttl)
+        self.both(show)
+
     @rule(claim=claims)
     def gives_back(self, claim: tuple[str, ClaimedJob]) -> None:
         app, job = claim
@@ -309,6 +323,7 @@ class Stores(RuleBasedStateMachine):
                 assert _states(batch, real) == _states(batch, model)
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
+            self.both(ViewPreview(job_id=job_id))
             if isinstance(job, Job) and job.result_keys:
                 kept: Any = self.redis.mget(list(job.result_keys))
                 assert kept == self.model.results(job.result_keys)

@@ -6,7 +6,7 @@ connection, so one definition serves the blocking and the asyncio client (store.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -21,6 +21,15 @@ from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import Limits, ResultBudget
 from sdserve.usage import Spent, Usage
+
+# The keys that common.lua makes itself, by the names it has for them.
+_KEYS_OF_COMMON = {
+    "USAGE": keys.USAGE,
+    "PREVIEW": keys.PREVIEW,
+    "HOOKS": keys.HOOKS,
+    "HOOK": keys.HOOK,
+    "BATCH": keys.BATCH,
+}
 
 Reply = TypeVar("Reply")
 Argument = str | int | float | bytes
@@ -89,6 +98,7 @@ class Submit(Operation[Submitted]):
     place: BatchPlace | None = None  # of the line of a batch
     # How long such a job is kept when it has ended: its batch keeps the outcome for longer.
     line_ttl: timedelta = timedelta(hours=1)
+    webhook: str | None = None  # URL that is told of its end
 
     @property
     def keys(self) -> list[str]:
@@ -111,7 +121,8 @@ class Submit(Operation[Submitted]):
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
             self.limits.client_jobs, *_budget(self.limits.results), keys.CHANNEL + self.app,
-            place.batch, place.line, place.previous, int(self.line_ttl.total_seconds()),
+            self.webhook or "", place.batch, place.line, place.previous,
+            int(self.line_ttl.total_seconds()),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -444,35 +455,40 @@ class ViewJob(Operation[Job]):
             raise JobExpiredError(self.job_id)
         flat: list[bytes] = reply[1]
         fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
-        meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
-        error, metrics = meta.get("error"), meta.get("metrics")
-        status = JobStatus(fields["status"])
-        used: dict[str, int] = json.loads(fields.get("usage", "{}"))
-        return Job(
-            id=fields["id"],
-            app=fields["app"],
-            model=fields["model"],
-            status=status,
-            params=GenerationParams.from_json(fields["request"]),
-            created_at=_time(fields["created"]),
-            started_at=_time(fields["started"]) if "started" in fields else None,
-            finished_at=_time(fields["ended"]) if "ended" in fields else None,
-            phase=fields.get("phase"),
-            step=int(fields.get("step", 0)),
-            position=reply[2],
-            attempt=int(fields["attempt"]),
-            cancel_requested="cancel" in fields,
-            version=int(fields.get("version", 0)),
-            client=fields.get("client", ""),
-            owner=fields.get("owner"),
-            result_keys=tuple(meta.get("results") or ()),
-            image_seeds=tuple(meta.get("seeds") or ()),
-            metrics=ComputeMetrics(**metrics) if metrics else None,
-            error=JobFailure(**error) if error else None,
-            batch=fields.get("batch"),
-            line=int(fields["line"]) if "line" in fields else None,
-            usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
-        )
+        return job_of(fields, position=reply[2])
+
+
+def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
+    """The job that a hash holds."""
+    meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
+    error, metrics = meta.get("error"), meta.get("metrics")
+    status = JobStatus(fields["status"])
+    used: dict[str, int] = json.loads(fields.get("usage", "{}"))
+    return Job(
+        id=fields["id"],
+        app=fields["app"],
+        model=fields["model"],
+        status=status,
+        params=GenerationParams.from_json(fields["request"]),
+        created_at=_time(fields["created"]),
+        started_at=_time(fields["started"]) if "started" in fields else None,
+        finished_at=_time(fields["ended"]) if "ended" in fields else None,
+        phase=fields.get("phase"),
+        step=int(fields.get("step", 0)),
+        position=position,
+        attempt=int(fields["attempt"]),
+        cancel_requested="cancel" in fields,
+        version=int(fields.get("version", 0)),
+        client=fields.get("client", ""),
+        owner=fields.get("owner"),
+        result_keys=tuple(meta.get("results") or ()),
+        image_seeds=tuple(meta.get("seeds") or ()),
+        metrics=ComputeMetrics(**metrics) if metrics else None,
+        error=JobFailure(**error) if error else None,
+        usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
+        batch=fields.get("batch"),
+        line=int(fields["line"]) if "line" in fields else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -546,8 +562,7 @@ class ViewPreview(Operation[Preview | None]):
 
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
-    made = {"USAGE": keys.USAGE, "PREVIEW": keys.PREVIEW, "BATCH": keys.BATCH}
-    names = "".join(f"local {name} = '{prefix}'\n" for name, prefix in made.items())
+    names = "".join(f"local {name} = '{key}'\n" for name, key in _KEYS_OF_COMMON.items())
     folder = files("sdserve").joinpath("lua")
     flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
     return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"

@@ -27,6 +27,16 @@ from sdserve.operations import (
     ViewPreview,
     Watch,
 )
+from sdserve.outbox import (
+    BeginHook,
+    HookOutcome,
+    HookState,
+    HookTry,
+    HookView,
+    SettleHook,
+    TakeHooks,
+    ViewHooks,
+)
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
 from sdserve.usage import DayUsage, day_of, read_day
@@ -82,6 +92,19 @@ class World:
             for job in jobs
         ]
         return self.store.run(Beat(app=APP, presence=presence, slots=1, lease=lease, jobs=told))
+
+    def take(self, patience: timedelta = LEASE) -> list[str]:
+        """Due webhook events."""
+        return self.store.run(TakeHooks(limit=100, patience=patience))
+
+    def begin(self, event: str, busy: timedelta = LEASE) -> HookTry | None:
+        return self.store.run(BeginHook(event=event, busy=busy))
+
+    def settle(self, of: HookTry, outcome: HookOutcome, **more: Any) -> HookState:
+        return self.store.run(SettleHook(event=of.event, number=of.number, outcome=outcome, **more))
+
+    def hooks(self, *, dead: bool = False) -> list[HookView]:
+        return self.store.run(ViewHooks(dead=dead, limit=100))
 
     def show_preview(self, job: ClaimedJob, preview: Preview, ttl: timedelta = LEASE) -> bool:
         operation = ShowPreview(app=APP, job_id=job.id, fence=job.fence, preview=preview, ttl=ttl)

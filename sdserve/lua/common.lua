@@ -1,7 +1,7 @@
 -- Put before every script, after its first line (operations.py): the server's clock, what those who
--- watch are told, the counts of unfinished jobs, the one way a job ends, its line in a batch, and the
--- room for results. The names of the keys that it makes itself (USAGE, PREVIEW, BATCH) come from
--- keys.py.
+-- watch are told, the counts of unfinished jobs, the outbox of webhooks, the one way a job ends, its
+-- line in a batch, and the room for results. The names of the keys that it makes itself (HOOK,
+-- PREVIEW, ...) come from keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
@@ -24,6 +24,22 @@ local function count_job(load, app, client, change)
   for _, field in ipairs({'all', 'app:' .. app, 'client:' .. client}) do
     if redis.call('HINCRBY', load, field, change) <= 0 then redis.call('HDEL', load, field) end
   end
+end
+
+-- The receiver of a webhook (scheme, host and port) as part of a key: hashed, for it is a client's text.
+local function receiver(url)
+  return redis.sha1hex(string.match(url, '^%w+://[^/?#]+'))
+end
+
+-- Put an event into the outbox: `kind` (job, batch), its id, and how that ended. What the event tells
+-- is the hash `subject` as it is now, for that may expire before a receiver is back.
+local function tell_webhook(kind, id, status, url, now, subject)
+  local event = kind .. '_' .. id .. '_' .. status
+  local fields, told = redis.call('HGETALL', subject), {}
+  for i = 1, #fields, 2 do told[fields[i]] = fields[i + 1] end
+  redis.call('HSET', HOOK .. event, 'url', url, 'subject', cjson.encode(told), 'created', now,
+    'since', now, 'due', now, 'tries', 0, 'base', 0)
+  redis.call('ZADD', HOOKS, now, event)
 end
 
 -- The keys of a batch beside its hash: what was uploaded, results, results of settled parts.
@@ -74,7 +90,7 @@ end
 
 -- error: {code, message} or nil.
 local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
-  local facts = redis.call('HMGET', job, 'app', 'client', 'batch', 'ttl')
+  local facts = redis.call('HMGET', job, 'app', 'client', 'webhook', 'batch', 'ttl')
   redis.call('HSET', job, 'status', status, 'ended', now)
   if error then
     local meta = cjson.encode({error = {code = error[1], message = error[2]}})
@@ -83,11 +99,12 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('HINCRBY', app, status, 1)
   count_job(load, facts[1], facts[2], -1)
-  if facts[3] then end_line(id, job, status, now, ttl_s) end
   bill(job, facts[1], facts[2], status, now)
   redis.call('DEL', PREVIEW .. id)
   tell(job, id, channel, 'ended')
-  redis.call('EXPIRE', job, facts[4] or ttl_s)
+  if facts[3] then tell_webhook('job', id, status, facts[3], now, job) end
+  if facts[4] then end_line(id, job, status, now, ttl_s) end
+  redis.call('EXPIRE', job, facts[5] or ttl_s)
 end
 
 -- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no

@@ -45,6 +45,7 @@ from sdserve.operations import (
 )
 from sdserve.testing.memory_batches import InMemoryBatches
 from sdserve.testing.memory_keys import InMemoryKeys
+from sdserve.testing.memory_outbox import MemoryOutbox
 from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
@@ -124,6 +125,7 @@ class InMemoryJobStore:
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
         self._batches = InMemoryBatches()
+        self._outbox = MemoryOutbox()
         self._keyring = InMemoryKeys()
         self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
         self._operations: dict[str, Callable[[Any, float], Any]] = {
@@ -147,6 +149,7 @@ class InMemoryJobStore:
             "open_batches": self._batches.open_ids,
             "read_part": self._read_part,
             "pack_part": self._batches.pack_part,
+            **self._outbox.operations,
             "view_preview": self._view_preview,
             **self._keyring.operations,
         }
@@ -475,6 +478,10 @@ class InMemoryJobStore:
         for metric, amount in record.usage.nonzero().items():
             for app in (record.submit.app, ALL_APPS):
                 day[field_name(record.submit.client, app, metric)] += amount
+        if record.submit.webhook is not None:
+            self._outbox.tell(
+                "job", record.submit.job_id, status, record.submit.webhook, _fields(record), now
+            )
 
     def _hand_back(self, record: _Record, now: float, ttl: timedelta) -> JobStatus:
         app = self._apps[record.submit.app]
@@ -631,6 +638,35 @@ def _meta(record: _Record) -> str:
     if record.finish is not None:
         return record.finish.meta
     return json.dumps({"error": asdict(record.error) if record.error else None})
+
+
+def _fields(record: _Record) -> dict[str, str]:
+    """The hash of an ended job in the real store, as far as a webhook tells it."""
+    submit, finish = record.submit, record.finish
+    kept = finish if finish and record.status is not JobStatus.CANCELLED else None
+    error = asdict(record.error) if record.error else None
+    fields = {
+        "id": submit.job_id, "app": submit.app, "model": submit.model, "status": record.status,
+        "request": submit.params.to_json(), "created": str(record.created * 1000),
+        "ended": str((record.ended or 0) * 1000), "attempt": str(record.attempt),
+        "step": str(record.step), "client": submit.client, "version": str(record.version),
+        "meta": json.dumps({
+            "results": list(kept.result_keys) if kept else [],
+            "seeds": list(kept.image_seeds) if kept else [],
+            "metrics": asdict(kept.metrics) if kept and kept.metrics else None,
+            "error": error,
+        }),
+    }  # fmt: skip
+    if record.started is not None:
+        fields["started"] = str(record.started * 1000)
+    if record.is_cancelled:
+        fields["cancel"] = "1"
+    if record.usage is not None:
+        used = record.usage.nonzero().items()
+        fields["usage"] = json.dumps(
+            {metric: amount for metric, amount in used if not metric.startswith("jobs_")}
+        )
+    return fields
 
 
 def _holds(record: _Record, fence: int) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from importlib.resources import files
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -492,6 +493,34 @@ def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a job stands in its app's queue."""
+
+    version: int | None  # of the job; None: there is no such job
+    position: int | None  # 0 = next; None: it is not in the queue
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlaces(Operation[list[Place]]):
+    """Where several jobs of an app stand, in their order."""
+
+    script: ClassVar[str] = "view_places"
+    app: str
+    job_ids: Sequence[str]
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.QUEUE + self.app, *(keys.JOB + job_id for job_id in self.job_ids)]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return list(self.job_ids)
+
+    def read(self, reply: Any) -> list[Place]:
+        return [Place(version=version, position=position) for version, position in reply]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Watch(Operation[JobStatus | None]):
     """Wish for previews of an unfinished job. Answers its status; None: no such job."""
 
@@ -560,6 +589,7 @@ class ViewPreview(Operation[Preview | None]):
         return Preview(step=int(step), number=int(number), image=image)
 
 
+@cache
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
     names = "".join(f"local {name} = '{key}'\n" for name, key in _KEYS_OF_COMMON.items())

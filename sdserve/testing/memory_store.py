@@ -30,6 +30,7 @@ from sdserve.operations import (
     Finish,
     JobProgress,
     Operation,
+    Place,
     Pulse,
     Reap,
     Reaped,
@@ -39,6 +40,7 @@ from sdserve.operations import (
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPlaces,
     ViewPreview,
     Watch,
     app_state,
@@ -149,6 +151,7 @@ class InMemoryJobStore:
             "open_batches": self._batches.open_ids,
             "read_part": self._read_part,
             "pack_part": self._batches.pack_part,
+            "view_places": self._view_places,
             **self._outbox.operations,
             "view_preview": self._view_preview,
             **self._keyring.operations,
@@ -421,6 +424,15 @@ class InMemoryJobStore:
             if record.submit.place and record.submit.place.batch == op.batch_id
         }
         return self._batches.read_part(op, now, places)
+
+    def _view_places(self, op: ViewPlaces, now: float) -> list[Place]:
+        waiting = self._apps[op.app].in_order()
+        places = list[Place]()
+        for job_id in op.job_ids:
+            record = self._alive(job_id, now)
+            position = waiting.index(job_id) if job_id in waiting else None
+            places.append(Place(version=record.version if record else None, position=position))
+        return places
 
     def _watch(self, op: Watch, now: float) -> JobStatus | None:
         record = self._alive(op.job_id, now)

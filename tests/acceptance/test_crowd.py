@@ -87,7 +87,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("crowd"))
     stack.environment |= {
         "SD_AUTH": "on",
-        "SD_WEBHOOK_SECRET": SECRET,
+        "SD_WEBHOOK_SECRETS": SECRET,
         "SD_WEBHOOK_ALLOW": "127.0.0.1",
     }
     try:
@@ -225,14 +225,11 @@ async def follow(
                     continue
                 seen.append((int(event.id), event.json()["status"]))
                 if cancel_at is not None and len(seen) > cancel_at:
-                    cancel_at = None
-                    answer = await http.delete(f"/v1/jobs/{job_id}")
+                    cancel_at, began = None, time.time()
+                    status = (await http.delete(f"/v1/jobs/{job_id}")).status_code
                     user.events.append(
-                        CancelAsked(
-                            began=time.time(), at=time.time(), job_id=job_id,
-                            status=answer.status_code,
-                        )
-                    )  # fmt: skip
+                        CancelAsked(began=began, at=time.time(), job_id=job_id, status=status)
+                    )
                 is_over = JobStatus(seen[-1][1]).is_final
                 left -= 1
                 if not left and not is_over:

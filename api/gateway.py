@@ -35,7 +35,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
     app.include_router(JobRoutes(edge).router())
 
-    @app.get("/v1/models", tags=["models"], responses=problem_responses(401, 500, 503))
+    @app.get("/v1/models", tags=["models"], responses=problem_responses(401, 429, 500, 503))
     async def models(_caller: KnownCaller) -> ModelList:
         """Every deployed app in the OpenAI list shape."""
         apps = await edge.store.apps()

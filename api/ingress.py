@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.allowances import allowances, allowances_of, note_allowances, rate_headers
 from api.body_limit import BodyLimit
 from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
@@ -35,10 +36,14 @@ from sdserve.apps import AppSpec, AppState, AppStatus
 from sdserve.errors import (
     AppBrokenError,
     ClientFullError,
+    ClientQueueFullError,
+    GpuSpentError,
     IdempotencyConflictError,
+    ImagesSpentError,
     OutOfMemoryError,
     OverloadError,
     QueueFullError,
+    QuotaError,
     ServerFullError,
     StorageFullError,
     StoreUnavailableError,
@@ -91,7 +96,9 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
     app.get("/v1/health", tags=["health"], responses=away)(front.health)
     app.get("/v1/health/ready", tags=["health"], responses=away)(front.ready)
     app.get("/v1/health/live", tags=["health"])(front.live)
-    app.get("/v1/models", tags=["models"], responses=problem_responses(401, 500, 503))(front.models)
+    app.get("/v1/models", tags=["models"], responses=problem_responses(401, 429, 500, 503))(
+        front.models
+    )
     app.include_router(JobRoutes(edge, spec.name).router())
     return app
 
@@ -118,6 +125,7 @@ class Ingress:
             message = f"Accept asks for {raw.media_type}, format for {body.format}: use one."
             raise HttpProblemError(406, "not_acceptable", message)
         submitted = await self._submit(
+            request,
             Submit(
                 job_id=new_job_id(),
                 app=self._spec.name,
@@ -126,10 +134,10 @@ class Ingress:
                 queue_limit=self._spec.queue_limit,
                 digest=_digest(body),
                 client=caller.client,
-                limits=self._edge.settings.limits,
+                limits=self._edge.limits_of(caller),
                 idempotency_key=idempotency_key(key),
                 priority=body.priority,
-            )
+            ),
         )
         hold = self._hold(wanted, submitted)
         # With a key he may come back for it; a 202 tells him the id.
@@ -147,6 +155,7 @@ class Ingress:
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
         response.headers["X-Job-Id"] = job.id
+        response.headers.update(rate_headers(allowances_of(request)))
         if wanted.applied:
             response.headers["Preference-Applied"] = wanted.applied
         return response
@@ -174,16 +183,25 @@ class Ingress:
     async def _status(self) -> AppStatus:
         return await self._edge.store.run(ViewApp(app=self._spec.name))
 
-    async def _submit(self, operation: Submit) -> Submitted:
+    async def _submit(self, request: Request, operation: Submit) -> Submitted:
         submitted = await self._edge.store.run(operation)
+        if submitted.standing:
+            note_allowances(request, allowances(operation.limits.client, submitted.standing))
         match submitted.admission:
             case Admission.CONFLICT:
                 raise IdempotencyConflictError(submitted.job_id)
             case Admission.BROKEN:
                 raise AppBrokenError(operation.app, submitted.reason or "")
-            case Admission.FULL | Admission.SERVER_FULL | Admission.CLIENT_FULL:
+            case (
+                Admission.FULL
+                | Admission.SERVER_FULL
+                | Admission.CLIENT_FULL
+                | Admission.CLIENT_QUEUE_FULL
+            ):
                 wait = full_queue_retry_after(await self._status())
                 raise _no_room(submitted, operation.app, wait)
+            case Admission.IMAGES_SPENT | Admission.GPU_SPENT:
+                raise _spent(submitted, operation)
             case Admission.STORAGE_FULL:
                 wait = math.ceil((submitted.room_after or timedelta(0)).total_seconds()) + 1
                 raise StorageFullError("The memory for results is used up", wait)
@@ -229,8 +247,22 @@ def _no_room(refused: Submitted, app: str, retry_after: int) -> OverloadError:
             return ServerFullError(f"The server is full ({count} unfinished jobs)", retry_after)
         case Admission.CLIENT_FULL:
             return ClientFullError(f"You have {count} unfinished jobs, the limit", retry_after)
+        case Admission.CLIENT_QUEUE_FULL:
+            return ClientQueueFullError(f"You have {count} queued jobs, the limit", retry_after)
         case _:
             return QueueFullError(f"The queue of '{app}' is full ({count} jobs wait)", retry_after)
+
+
+def _spent(refused: Submitted, operation: Submit) -> QuotaError:
+    """A quota of the day: there is more when the next one begins."""
+    left = refused.standing.day_left if refused.standing else timedelta(days=1)
+    wait, quotas = math.ceil(left.total_seconds()), operation.limits.client
+    if refused.admission is Admission.GPU_SPENT:
+        used = f"{refused.ahead / 1000:.0f} of {quotas.gpu_seconds_per_day} GPU seconds"
+        return GpuSpentError(f"You have used {used} of this day (UTC)", wait)
+    used = f"{refused.ahead} of {quotas.images_per_day} images"
+    more = operation.params.num_images
+    return ImagesSpentError(f"You have {used} of this day (UTC) and ask for {more} more", wait)
 
 
 def _digest(body: GenerateRequest) -> str:

@@ -9,8 +9,9 @@ from api.edge import Edge
 from api.estimate import retry_after
 from api.preferences import MAX_WAIT
 from api.problems import HttpProblemError, problem_responses
-from api.schemas import JobResponse
+from api.schemas import JobList, JobResponse
 from sdserve.errors import JobNotFoundError
+from sdserve.job_list import ListJobs, Place
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Cancel
 
@@ -18,18 +19,24 @@ JobId = Annotated[str, Path(description="the id of a 200 or 202 answer (UUIDv7)"
 LongPoll = Annotated[
     float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
 ]
+AppName = Annotated[str | None, Query(max_length=100, description="only jobs of this app")]
+Cursor = Annotated[
+    str | None, Query(max_length=100, description="`next_cursor` of the page before")
+]
 ImageNumber = Annotated[int, Path(ge=0, le=7)]
+
+MAX_PAGE = 100  # jobs
 
 _IMAGE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the image",
         "content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}},
     },
-    **problem_responses(401, 404, 410, 422, 500, 503),
+    **problem_responses(401, 404, 410, 422, 429, 500, 503),
 }
 _CANCEL_ANSWERS: dict[int | str, dict[str, Any]] = {
     202: {"model": JobResponse, "description": "running: it stops within a step"},
-    **problem_responses(401, 404, 409, 410, 422, 500, 503),
+    **problem_responses(401, 404, 409, 410, 422, 429, 500, 503),
 }
 
 
@@ -42,13 +49,47 @@ class JobRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-        router.get("/{job_id}", responses=problem_responses(401, 404, 410, 422, 500, 503))(self.job)
+        router.get("", responses=problem_responses(400, 401, 422, 429, 500, 503))(self.jobs)
+        router.get("/{job_id}", responses=problem_responses(401, 404, 410, 422, 429, 500, 503))(
+            self.job
+        )
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
         for path, answer in (("", self.first_image), ("/{number}", self.image)):
             router.get("/{job_id}/image" + path, response_class=Response, responses=_IMAGE_ANSWERS)(
                 answer
             )
         return router
+
+    async def jobs(
+        self,
+        caller: KnownCaller,
+        app: AppName = None,
+        status: Annotated[JobStatus | None, Query(description="only jobs of this status")] = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="jobs of a page")] = 20,
+        cursor: Cursor = None,
+    ) -> JobList:
+        """Your jobs, newest first, for as long as they are known; an admin's list has all."""
+        after = Place.read(cursor) if cursor is not None else None
+        if cursor is not None and after is None:
+            message = "cursor is none: take the `next_cursor` of the page before, whole."
+            raise HttpProblemError(400, "bad_cursor", message)
+        if self._app is not None and app not in (None, self._app):
+            return JobList(data=[], next_cursor=None)
+        page = await self._edge.store.run(
+            ListJobs(
+                client=None if caller.is_admin else caller.client,
+                app=self._app or app,
+                status=status,
+                limit=limit,
+                after=after,
+            )
+        )
+        apps = sorted({job.app for job in page.jobs if not job.status.is_final})
+        statuses = dict(zip(apps, await self._edge.store.statuses(apps), strict=True))
+        return JobList(
+            data=[JobResponse.of(job, statuses.get(job.app), []) for job in page.jobs],
+            next_cursor=page.last.cursor if page.last else None,
+        )
 
     async def job(
         self, job_id: JobId, caller: KnownCaller, response: Response, wait: LongPoll = 0
@@ -86,7 +127,7 @@ class JobRoutes:
         return Response(picture.data, media_type=picture.media_type, headers=headers)
 
     async def _own(self, job_id: str, caller: Caller) -> Job:
-        job = caller.see(await self._edge.job(job_id))
+        job = await self._edge.job_of(caller, job_id)
         if self._app is not None and job.app != self._app:
             raise JobNotFoundError(job_id)
         return job

@@ -52,8 +52,22 @@ class Admission(StrEnum):
     FULL = "full"  # refused: the app's queue is at its bound
     SERVER_FULL = "server_full"  # refused: all queues together are
     CLIENT_FULL = "client_full"  # refused: this client has too many unfinished jobs
+    CLIENT_QUEUE_FULL = "client_queue_full"  # refused: too many of them are queued
+    IMAGES_SPENT = "images_spent"  # refused: this client's images of the day are
+    GPU_SPENT = "gpu_spent"  # refused: its GPU seconds of the day are
     STORAGE_FULL = "storage_full"  # refused: no room for results
     BROKEN = "broken"  # refused: the app cannot load its checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a client with a name has of its quotas at one moment, this submission included."""
+
+    jobs: int  # unfinished
+    queued: int
+    images: int  # drawn today and asked for by unfinished jobs
+    gpu_ms: int  # today
+    day_left: timedelta  # until the day ends (UTC, by the store's clock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +79,7 @@ class Submitted:
     ahead: int = 0  # jobs before this one; of a refusal: how many there are
     reason: str | None = None  # of BROKEN
     room_after: timedelta | None = None  # of STORAGE_FULL
+    standing: Standing | None = None  # of a client with a name, unless it is known from before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +110,19 @@ class Submit(Operation[Submitted]):
         return [
             keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app,
             idempotency, keys.INDEX, f"{keys.INDEX}:{app}", keys.WAKE + app, keys.APP + app,
-            keys.LOAD, keys.RESULTS, keys.CLOCK + app, keys.SHARES + app,
+            keys.LOAD, keys.RESULTS, keys.CLOCK + app, keys.SHARES + app, keys.MINE + self.client,
         ]  # fmt: skip
 
     @property
     def arguments(self) -> list[Argument]:
+        quotas = self.limits.client
         return [
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
-            self.limits.client_jobs, *_budget(self.limits.results),
+            _bound(quotas.jobs), *_budget(self.limits.results), self.params.num_images,
+            _bound(quotas.queued), _bound(quotas.images_per_day),
+            _bound(quotas.gpu_seconds_per_day),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -115,7 +133,15 @@ class Submit(Operation[Submitted]):
         if admission is Admission.STORAGE_FULL:
             room_after = timedelta(milliseconds=number)
             return Submitted(admission=admission, job_id=job_id, room_after=room_after)
-        return Submitted(admission=admission, job_id=job_id, ahead=number)
+        standing = None
+        if len(reply) > 3:
+            *counts, day_left = reply[3]
+            jobs, queued, images, gpu_ms = map(int, counts)
+            standing = Standing(
+                jobs=jobs, queued=queued, images=images, gpu_ms=gpu_ms,
+                day_left=timedelta(milliseconds=day_left),
+            )  # fmt: skip
+        return Submitted(admission=admission, job_id=job_id, ahead=number, standing=standing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +157,9 @@ class Claim(Operation[list[ClaimedJob]]):
     @property
     def keys(self) -> list[str]:
         app = self.app
-        return [keys.QUEUE + app, keys.LEASE + app, keys.CLOCK + app, keys.SHARES + app]
+        return [
+            keys.QUEUE + app, keys.LEASE + app, keys.CLOCK + app, keys.SHARES + app, keys.LOAD,
+        ]  # fmt: skip
 
     @property
     def arguments(self) -> list[Argument]:
@@ -428,34 +456,38 @@ class ViewJob(Operation[Job]):
             raise JobNotFoundError(self.job_id)
         if reply[0] == b"expired":
             raise JobExpiredError(self.job_id)
-        flat: list[bytes] = reply[1]
-        fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
-        meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
-        error, metrics = meta.get("error"), meta.get("metrics")
-        status = JobStatus(fields["status"])
-        used: dict[str, int] = json.loads(fields.get("usage", "{}"))
-        return Job(
-            id=fields["id"],
-            app=fields["app"],
-            model=fields["model"],
-            status=status,
-            params=GenerationParams.from_json(fields["request"]),
-            created_at=_time(fields["created"]),
-            started_at=_time(fields["started"]) if "started" in fields else None,
-            finished_at=_time(fields["ended"]) if "ended" in fields else None,
-            phase=fields.get("phase"),
-            step=int(fields.get("step", 0)),
-            position=reply[2],
-            attempt=int(fields["attempt"]),
-            cancel_requested="cancel" in fields,
-            client=fields.get("client", ""),
-            owner=fields.get("owner"),
-            result_keys=tuple(meta.get("results") or ()),
-            image_seeds=tuple(meta.get("seeds") or ()),
-            metrics=ComputeMetrics(**metrics) if metrics else None,
-            error=JobFailure(**error) if error else None,
-            usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
-        )
+        return read_job(reply[1], reply[2])
+
+
+def read_job(flat: Sequence[bytes], position: int | None) -> Job:
+    """A job from its hash, as Lua gives it: names and values in turn."""
+    fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+    meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
+    error, metrics = meta.get("error"), meta.get("metrics")
+    status = JobStatus(fields["status"])
+    used: dict[str, int] = json.loads(fields.get("usage", "{}"))
+    return Job(
+        id=fields["id"],
+        app=fields["app"],
+        model=fields["model"],
+        status=status,
+        params=GenerationParams.from_json(fields["request"]),
+        created_at=_time(fields["created"]),
+        started_at=_time(fields["started"]) if "started" in fields else None,
+        finished_at=_time(fields["ended"]) if "ended" in fields else None,
+        phase=fields.get("phase"),
+        step=int(fields.get("step", 0)),
+        position=position,
+        attempt=int(fields["attempt"]),
+        cancel_requested="cancel" in fields,
+        client=fields.get("client", ""),
+        owner=fields.get("owner"),
+        result_keys=tuple(meta.get("results") or ()),
+        image_seeds=tuple(meta.get("seeds") or ()),
+        metrics=ComputeMetrics(**metrics) if metrics else None,
+        error=JobFailure(**error) if error else None,
+        usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
+    )
 
 
 def script_text(name: str) -> str:
@@ -477,6 +509,10 @@ def app_state(
     if slots == 0:
         return AppState.LOADING
     return AppState.BUSY if work >= slots else AppState.READY
+
+
+def _bound(bound: int | None) -> Argument:
+    return "" if bound is None else bound
 
 
 def _budget(budget: ResultBudget) -> list[Argument]:

@@ -7,11 +7,16 @@ local function server_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- `load` counts the jobs that have not ended: all, of an app, of a client.
-local function count_job(load, app, client, change)
+local function count(load, field, change)
+  if redis.call('HINCRBY', load, field, change) <= 0 then redis.call('HDEL', load, field) end
+end
+
+-- `load` counts the jobs that have not ended: all, of an app, of a client; and a client's images.
+local function count_job(load, app, client, change, images)
   for _, field in ipairs({'all', 'app:' .. app, 'client:' .. client}) do
-    if redis.call('HINCRBY', load, field, change) <= 0 then redis.call('HDEL', load, field) end
+    count(load, field, change)
   end
+  count(load, 'images:' .. client, change * images)
 end
 
 -- Add what a job used to its day, for its client and app and for its client in all. The job keeps
@@ -31,7 +36,7 @@ end
 
 -- error: {code, message} or nil.
 local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
-  local facts = redis.call('HMGET', job, 'app', 'client')
+  local facts = redis.call('HMGET', job, 'app', 'client', 'status', 'images')
   redis.call('HSET', job, 'status', status, 'ended', now)
   if error then
     local meta = cjson.encode({error = {code = error[1], message = error[2]}})
@@ -40,7 +45,9 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('EXPIRE', job, ttl_s)
   redis.call('HINCRBY', app, status, 1)
-  count_job(load, facts[1], facts[2], -1)
+  if facts[3] == 'queued' then count(load, 'queued:' .. facts[2], -1) end
+  -- A job of before there was a count has no images.
+  count_job(load, facts[1], facts[2], -1, facts[4] or 0)
   bill(job, facts[1], facts[2], status, now)
   redis.call('PUBLISH', channel, id)
 end
@@ -48,7 +55,7 @@ end
 -- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no
 -- jobs any more. Answers the status it has then.
 local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
-  local held = redis.call('HMGET', job, 'score', 'cancel')
+  local held = redis.call('HMGET', job, 'score', 'cancel', 'client')
   local broken = redis.call('HMGET', app, 'broken_code', 'broken')
   local status = held[2] and 'cancelled' or broken[2] and 'failed' or 'queued'
   if status ~= 'queued' then
@@ -59,6 +66,7 @@ local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
   redis.call('HSET', job, 'status', 'queued', 'step', 0)
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('ZADD', queue, held[1], id)
+  count(load, 'queued:' .. held[3], 1)
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
   redis.call('PUBLISH', channel, id)

@@ -3,12 +3,16 @@
 -- "run now" are one step, so no check can race with another client.
 -- Not allow-oom: a full store must refuse new work.
 -- KEYS job queue lease replicas idempotency index app_index wake app load results clock shares
+--      mine
 -- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
---      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms
+--      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms images
+--      client_queue_limit day_images day_gpu_s; a limit of a client is '' where it has none
+-- Answers: word, id, number; of a client with a name also what it has of its quotas.
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local index, app_index, wake, app, load = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local results, clock, shares = KEYS[11], KEYS[12], KEYS[13]
+local results, clock, shares, mine = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local id, digest, priority, client = ARGV[1], ARGV[5], ARGV[7], ARGV[9]
+local images = tonumber(ARGV[17])
 
 if idem ~= '' then
   local known = redis.call('HMGET', idem, 'id', 'digest')
@@ -23,12 +27,28 @@ local broken = redis.call('HGET', app, 'broken')
 if broken then return {'broken', broken, 0} end
 local waiting = redis.call('ZCARD', queue)
 if waiting >= tonumber(ARGV[11]) then return {'full', id, waiting} end
-local counts = redis.call('HMGET', load, 'all', 'client:' .. client)
-if tonumber(counts[1] or 0) >= tonumber(ARGV[12]) then return {'server_full', id, counts[1]} end
-if client ~= '' and tonumber(counts[2] or 0) >= tonumber(ARGV[13]) then
-  return {'client_full', id, counts[2]}
-end
+local all = tonumber(redis.call('HGET', load, 'all') or 0)
+if all >= tonumber(ARGV[12]) then return {'server_full', id, all} end
 local now = server_ms()
+
+local has, day, left
+if client ~= '' then
+  local function over(bound, amount) return bound ~= '' and amount > tonumber(bound) end
+  local counts = redis.call('HMGET', load, 'client:' .. client, 'queued:' .. client,
+    'images:' .. client)
+  day = math.floor(now / 86400000)
+  left = (day + 1) * 86400000 - now
+  local spent = redis.call('HMGET', USAGE .. day, client .. '||images', client .. '||gpu_ms')
+  local jobs, queued = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
+  local drawn, gpu_ms = tonumber(spent[1] or 0) + tonumber(counts[3] or 0), tonumber(spent[2] or 0)
+  has = {jobs, queued, drawn, gpu_ms, left}
+  if over(ARGV[13], jobs + 1) then return {'client_full', id, jobs, has} end
+  if over(ARGV[18], queued + 1) then return {'client_queue_full', id, queued, has} end
+  if over(ARGV[19], drawn + images) then return {'images_spent', id, drawn, has} end
+  -- Spent when it is reached: what a job will take is known only when it has ended.
+  if ARGV[20] ~= '' and gpu_ms >= ARGV[20] * 1000 then return {'gpu_spent', id, gpu_ms, has} end
+  has = {jobs + 1, queued + 1, drawn + images, gpu_ms, left}
+end
 local budget, ttl, keep = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 if make_room(results, load, now, ttl, keep, budget) > budget then
   local oldest = redis.call('ZRANGE', results, 0, 0, 'WITHSCORES')
@@ -53,11 +73,13 @@ redis.call('HSET', shares, share, start + ARGV[10])
 local score = -tonumber(priority) * 1e12 + start
 redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
   'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
-  'score', score, 'share', share, 'cost', ARGV[10])
+  'score', score, 'share', share, 'cost', ARGV[10], 'images', images)
 redis.call('ZADD', queue, score, id)
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', app_index, now, id)
-count_job(load, ARGV[2], client, 1)
+redis.call('ZADD', mine, now, id)
+count_job(load, ARGV[2], client, 1, images)
+count(load, 'queued:' .. client, 1)
 if idem ~= '' then
   redis.call('HSET', idem, 'id', id, 'digest', digest)
   redis.call('EXPIRE', idem, ARGV[6])
@@ -67,4 +89,4 @@ if redis.call('LLEN', wake) < 64 then
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
 end
-return {busy < slots and 'run_now' or 'queued', id, redis.call('ZRANK', queue, id)}
+return {busy < slots and 'run_now' or 'queued', id, redis.call('ZRANK', queue, id), has}

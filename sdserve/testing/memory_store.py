@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from sdserve import keys
 from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
 from sdserve.errors import JobExpiredError, JobNotFoundError
+from sdserve.job_list import JobPage, ListJobs
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
 from sdserve.limits import ResultBudget
 from sdserve.operations import (
@@ -31,6 +32,7 @@ from sdserve.operations import (
     Reap,
     Reaped,
     Release,
+    Standing,
     Submit,
     Submitted,
     ViewApp,
@@ -38,6 +40,7 @@ from sdserve.operations import (
     app_state,
 )
 from sdserve.testing.memory_keys import InMemoryKeys
+from sdserve.testing.memory_list import IndexEntry, list_jobs
 from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
@@ -106,7 +109,7 @@ class InMemoryJobStore:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._jobs: dict[str, _Record] = {}
-        self._index: dict[str, float] = {}  # job id -> created
+        self._index: dict[str, IndexEntry] = {}  # by job id
         self._apps: defaultdict[str, _App] = defaultdict(_App)
         self._specs: dict[str, AppSpec] = {}
         self._keys: dict[tuple[str, str, str], tuple[str, str, float]] = {}
@@ -126,6 +129,7 @@ class InMemoryJobStore:
             "drain": self._drain,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            "list_jobs": self._list_jobs,
             **self._keyring.operations,
         }
 
@@ -147,20 +151,9 @@ class InMemoryJobStore:
             return answer(Admission.DUPLICATE if same else Admission.CONFLICT, known)
         if self._alive(op.job_id, now):
             return answer(Admission.DUPLICATE)
+        if refused := self._refused(op, now):
+            return refused
         app = self._apps[op.app]
-        if app.broken:
-            return answer(Admission.BROKEN, reason=app.broken.message)
-        if len(app.queue) >= op.queue_limit:
-            return answer(Admission.FULL, ahead=len(app.queue))
-        if self._load["all"] >= op.limits.jobs:
-            return answer(Admission.SERVER_FULL, ahead=self._load["all"])
-        mine = self._load["client:" + op.client]
-        if op.client and mine >= op.limits.client_jobs:
-            return answer(Admission.CLIENT_FULL, ahead=mine)
-        if self._make_room(op.limits.results, now) > op.limits.results.bytes:
-            oldest = min(stored for _, stored in self._results.values())
-            left = oldest + op.limits.results.keep.total_seconds() - now
-            return answer(Admission.STORAGE_FULL, room_after=timedelta(seconds=max(0.0, left)))
         slots = sum(n for presence, n in app.live(now) if presence.state is not AppState.LOADING)
         busy = len(app.queue) + len(app.leases)
         share = (op.priority, op.client)
@@ -171,14 +164,37 @@ class InMemoryJobStore:
             submit=op, created=now, score=score, max_attempts=op.max_attempts
         )
         app.queue[op.job_id] = score
-        self._index[op.job_id] = now
+        self._index[op.job_id] = IndexEntry(created=now, client=op.client, app=op.app)
         self._count(op, 1)
+        self._count_one("queued:" + op.client, 1)
         if op.idempotency_key is not None:
             ends = now + op.idempotency_ttl.total_seconds()
             self._keys[key] = (op.job_id, op.digest, ends)
         self._work.notify_all()
         admission = Admission.RUN_NOW if busy < slots else Admission.QUEUED
-        return answer(admission, ahead=app.in_order().index(op.job_id))
+        standing = self._standing(op.client, now) if op.client else None
+        return answer(admission, ahead=app.in_order().index(op.job_id), standing=standing)
+
+    def _refused(self, op: Submit, now: float) -> Submitted | None:
+        def answer(admission: Admission, **more: Any) -> Submitted:
+            return Submitted(admission=admission, job_id=op.job_id, **more)
+
+        app = self._apps[op.app]
+        if app.broken:
+            return answer(Admission.BROKEN, reason=app.broken.message)
+        if len(app.queue) >= op.queue_limit:
+            return answer(Admission.FULL, ahead=len(app.queue))
+        if self._load["all"] >= op.limits.jobs:
+            return answer(Admission.SERVER_FULL, ahead=self._load["all"])
+        if op.client:
+            has = self._standing(op.client, now)
+            if over := _over_quota(op, has):
+                return answer(over[0], ahead=over[1], standing=has)
+        if self._make_room(op.limits.results, now) > op.limits.results.bytes:
+            oldest = min(stored for _, stored in self._results.values())
+            left = oldest + op.limits.results.keep.total_seconds() - now
+            return answer(Admission.STORAGE_FULL, room_after=timedelta(seconds=max(0.0, left)))
+        return None
 
     def _claim(self, op: Claim, now: float) -> list[ClaimedJob]:
         app = self._apps[op.app]
@@ -192,6 +208,7 @@ class InMemoryJobStore:
             record.attempt += 1
             record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
             record.step, record.phase = 0, "starting"
+            self._count_one("queued:" + record.submit.client, -1)
             app.leases[job_id] = now + op.lease.total_seconds()
             claimed.append(
                 ClaimedJob(
@@ -362,6 +379,13 @@ class InMemoryJobStore:
             usage=record.usage,
         )
 
+    def _list_jobs(self, op: ListJobs, now: float) -> JobPage:
+        def view(job_id: str) -> Job | None:
+            alive = self._alive(job_id, now)
+            return self._view_job(ViewJob(job_id=job_id), now) if alive else None
+
+        return list_jobs(op, self._index, view)
+
     # --- what they share ---------------------------------------------------------------------
 
     def _alive(self, job_id: str, now: float) -> _Record | None:
@@ -371,11 +395,26 @@ class InMemoryJobStore:
             return None
         return record
 
+    def _standing(self, client: str, now: float) -> Standing:
+        day = int(now * 1000) // DAY_MS
+        today = self._usage[day]
+        return Standing(
+            jobs=self._load["client:" + client],
+            queued=self._load["queued:" + client],
+            images=today[field_name(client, ALL_APPS, "images")] + self._load["images:" + client],
+            gpu_ms=today[field_name(client, ALL_APPS, "gpu_ms")],
+            day_left=timedelta(milliseconds=(day + 1) * DAY_MS - int(now * 1000)),
+        )
+
+    def _count_one(self, name: str, change: int) -> None:
+        self._load[name] += change
+        if self._load[name] <= 0:
+            del self._load[name]
+
     def _count(self, op: Submit, change: int) -> None:
         for name in ("all", "app:" + op.app, "client:" + op.client):
-            self._load[name] += change
-            if self._load[name] <= 0:
-                del self._load[name]
+            self._count_one(name, change)
+        self._count_one("images:" + op.client, change * op.params.num_images)
 
     def _end(
         self,
@@ -385,6 +424,8 @@ class InMemoryJobStore:
         ttl: timedelta,
         used: Usage = NOTHING,
     ) -> None:
+        if record.status is JobStatus.QUEUED:
+            self._count_one("queued:" + record.submit.client, -1)
         record.status, record.ended = status, now
         record.owner = record.phase = None
         record.expires = now + ttl.total_seconds()
@@ -406,6 +447,7 @@ class InMemoryJobStore:
             record.status, record.step = JobStatus.QUEUED, 0
             record.owner = record.phase = None
             app.queue[record.submit.job_id] = record.score
+            self._count_one("queued:" + record.submit.client, 1)
             self._work.notify_all()
         return record.status
 
@@ -531,7 +573,9 @@ class InMemoryJobStore:
         with self._lock:
             now = self._clock()
             until = now - older_than.total_seconds()
-            old = [job_id for job_id, created in self._index.items() if created <= until][:limit]
+            old = [job_id for job_id, entry in self._index.items() if entry.created <= until][
+                :limit
+            ]
             gone = [job_id for job_id in old if self._alive(job_id, now) is None]
             for job_id in gone:
                 del self._index[job_id]
@@ -540,6 +584,21 @@ class InMemoryJobStore:
 
 def _holds(record: _Record, fence: int) -> bool:
     return record.status is JobStatus.RUNNING and record.attempt == fence
+
+
+def _over_quota(op: Submit, has: Standing) -> tuple[Admission, int] | None:
+    """The refusal of this submission and the amount that is the reason; None: it is within."""
+    quotas, images = op.limits.client, has.images + op.params.num_images
+    if quotas.jobs is not None and has.jobs + 1 > quotas.jobs:
+        return Admission.CLIENT_FULL, has.jobs
+    if quotas.queued is not None and has.queued + 1 > quotas.queued:
+        return Admission.CLIENT_QUEUE_FULL, has.queued
+    if quotas.images_per_day is not None and images > quotas.images_per_day:
+        return Admission.IMAGES_SPENT, has.images
+    seconds = quotas.gpu_seconds_per_day
+    if seconds is not None and has.gpu_ms >= seconds * 1000:
+        return Admission.GPU_SPENT, has.gpu_ms
+    return None
 
 
 def _worker_lost(attempts: int) -> str:

@@ -24,7 +24,7 @@ from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
 from sdserve.errors import SdServeError
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
-from sdserve.limits import Limits, ResultBudget
+from sdserve.limits import Limits, Quotas, ResultBudget
 from sdserve.operations import (
     Admission,
     Beat,
@@ -59,9 +59,11 @@ clients = st.sampled_from(CLIENTS)
 budgets = st.builds(
     ResultBudget, bytes=st.sampled_from([10, 40, 1000]), ttl=st.just(HOUR), keep=SPANS
 )
-limits = st.builds(
-    Limits, jobs=st.sampled_from([5, 100]), client_jobs=st.sampled_from([2, 100]), results=budgets
-)
+quotas = st.builds(
+    Quotas, jobs=st.sampled_from([2, 100]), queued=st.sampled_from([None, None, 1]),
+    images_per_day=st.sampled_from([None, None, 3]), gpu_seconds_per_day=st.sampled_from([None, 1]),
+)  # fmt: skip
+limits = st.builds(Limits, jobs=st.sampled_from([5, 100]), client=quotas, results=budgets)
 
 
 class Stores(RuleBasedStateMachine):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from sdserve import keys
 from sdserve.jobs import Job, JobStatus, is_job_id
-from sdserve.operations import Argument, Operation, read_job
+from sdserve.operations import Argument, Operation, fields_of, job_of
 
 # Index entries that one page looks at: the work of a page is bounded, however few jobs of a status
 # there are. A page with few jobs or none may have a next one.
@@ -80,6 +80,6 @@ class ListJobs(Operation[JobPage]):
     def read(self, reply: Any) -> JobPage:
         found, last = reply
         return JobPage(
-            jobs=tuple(read_job(flat, position) for flat, position in found),
+            jobs=tuple(job_of(fields_of(flat), position=place) for flat, place in found),
             last=Place(job_id=last[0].decode(), created=int(last[1])) if last else None,
         )

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from sdserve import keys
 from sdserve.api_keys import ApiKey, Role
 from sdserve.limits import Quotas
-from sdserve.operations import Argument, Operation
+from sdserve.operations import Argument, Operation, fields_of
 
 _QUOTAS = TypeAdapter(Quotas)
 
@@ -112,7 +112,7 @@ class ViewKey(Operation[KeyView]):
 
     def read(self, reply: Any) -> KeyView:
         now, flat = reply
-        fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+        fields = fields_of(flat)
         key = None
         if fields:
             key = ApiKey(

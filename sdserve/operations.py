@@ -6,7 +6,7 @@ connection, so one definition serves the blocking and the asyncio client (store.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -17,12 +17,20 @@ from sdserve import keys
 from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import Limits, ResultBudget
 from sdserve.usage import Spent, Usage
 
+# The keys that common.lua makes itself, by the names it has for them.
+_KEYS_OF_COMMON = {
+    "USAGE": keys.USAGE,
+    "PREVIEW": keys.PREVIEW,
+    "HOOKS": keys.HOOKS,
+    "HOOK": keys.HOOK,
+}
+
 Reply = TypeVar("Reply")
-Argument = str | int | float
+Argument = str | int | float | bytes
 
 
 class Operation(Generic[Reply]):
@@ -99,6 +107,7 @@ class Submit(Operation[Submitted]):
     idempotency_ttl: timedelta = timedelta(hours=24)
     priority: int = 0
     max_attempts: int = 3
+    webhook: str | None = None  # URL that is told of its end
 
     @property
     def keys(self) -> list[str]:
@@ -120,9 +129,9 @@ class Submit(Operation[Submitted]):
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
-            _bound(quotas.jobs), *_budget(self.limits.results), self.params.num_images,
-            _bound(quotas.queued), _bound(quotas.images_per_day),
-            _bound(quotas.gpu_seconds_per_day),
+            _bound(quotas.jobs), *_budget(self.limits.results), keys.CHANNEL + self.app,
+            self.webhook or "", self.params.num_images, _bound(quotas.queued),
+            _bound(quotas.images_per_day), _bound(quotas.gpu_seconds_per_day),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -163,7 +172,8 @@ class Claim(Operation[list[ClaimedJob]]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return [keys.JOB, self.replica, self.count, _milliseconds(self.lease)]
+        lease = _milliseconds(self.lease)
+        return [keys.JOB, self.replica, self.count, lease, keys.CHANNEL + self.app]
 
     def read(self, reply: Any) -> list[ClaimedJob]:
         return [
@@ -191,6 +201,7 @@ class Pulse(StrEnum):
     """What a heartbeat learns about one job."""
 
     OK = "ok"
+    WATCHED = "watched"  # ok, and somebody wants to see previews
     CANCEL = "cancel"  # the user asked: stop within a step
     LOST = "lost"  # the claim is no longer ours: stop, nothing we write will count
 
@@ -456,12 +467,16 @@ class ViewJob(Operation[Job]):
             raise JobNotFoundError(self.job_id)
         if reply[0] == b"expired":
             raise JobExpiredError(self.job_id)
-        return read_job(reply[1], reply[2])
+        return job_of(fields_of(reply[1]), position=reply[2])
 
 
-def read_job(flat: Sequence[bytes], position: int | None) -> Job:
-    """A job from its hash, as Lua gives it: names and values in turn."""
-    fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+def fields_of(flat: Sequence[bytes]) -> dict[str, str]:
+    """A hash as Lua gives it: names and values in turn."""
+    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+
+
+def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
+    """The job that a hash holds."""
     meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
     error, metrics = meta.get("error"), meta.get("metrics")
     status = JobStatus(fields["status"])
@@ -480,6 +495,7 @@ def read_job(flat: Sequence[bytes], position: int | None) -> Job:
         position=position,
         attempt=int(fields["attempt"]),
         cancel_requested="cancel" in fields,
+        version=int(fields.get("version", 0)),
         client=fields.get("client", ""),
         owner=fields.get("owner"),
         result_keys=tuple(meta.get("results") or ()),
@@ -490,9 +506,78 @@ def read_job(flat: Sequence[bytes], position: int | None) -> Job:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watch(Operation[JobStatus | None]):
+    """Wish for previews of an unfinished job. Answers its status; None: no such job."""
+
+    script: ClassVar[str] = "watch"
+    job_id: str
+    span: timedelta  # until the wish runs out
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [_milliseconds(self.span)]
+
+    def read(self, reply: Any) -> JobStatus | None:
+        return None if reply is None else JobStatus(reply.decode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowPreview(Operation[bool]):
+    """Show how far the picture of a running job is. False: the claim is no longer ours."""
+
+    script: ClassVar[str] = "preview"
+    app: str
+    job_id: str
+    fence: int
+    preview: Preview
+    ttl: timedelta
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id, keys.PREVIEW + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        shown = self.preview
+        return [
+            self.job_id, self.fence, shown.step, shown.number, shown.image,
+            _milliseconds(self.ttl), keys.CHANNEL + self.app,
+        ]  # fmt: skip
+
+    def read(self, reply: Any) -> bool:
+        return reply == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPreview(Operation[Preview | None]):
+    """The preview of a running job; None: there is none of this attempt (yet)."""
+
+    script: ClassVar[str] = "view_preview"
+    job_id: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.PREVIEW + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return []
+
+    def read(self, reply: Any) -> Preview | None:
+        if not reply:
+            return None
+        step, number, image = reply
+        return Preview(step=int(step), number=int(number), image=image)
+
+
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
-    names = f"local USAGE = '{keys.USAGE}'\n"
+    names = "".join(f"local {name} = '{key}'\n" for name, key in _KEYS_OF_COMMON.items())
     folder = files("sdserve").joinpath("lua")
     flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
     return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"

@@ -27,6 +27,7 @@ from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import StoreFullError, StoreUnavailableError
+from sdserve.news import APP_CHANGED
 from sdserve.operations import Drain, Operation, ViewApp, script_text
 
 Reply = TypeVar("Reply")
@@ -114,6 +115,7 @@ class RedisJobStore:
         """A replica says goodbye: at once, nobody counts on its slots."""
         with store_errors():
             self._redis.hdel(keys.REPLICAS + app, replica)
+            self._redis.publish(keys.CHANNEL + app, APP_CHANGED)
 
     def note_load(self, app: str, seconds: float) -> None:
         """Remember how long a start took, for the next cold ETA; it ends a run of failures."""

@@ -9,7 +9,7 @@ from redis import Redis
 
 from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
-from sdserve.jobs import ClaimedJob, Job, JobStatus
+from sdserve.jobs import ClaimedJob, Job, JobStatus, Preview
 from sdserve.operations import (
     Admission,
     Beat,
@@ -21,8 +21,22 @@ from sdserve.operations import (
     Pulse,
     Reap,
     Reaped,
+    Release,
+    ShowPreview,
     Submitted,
     ViewJob,
+    ViewPreview,
+    Watch,
+)
+from sdserve.outbox import (
+    BeginHook,
+    HookOutcome,
+    HookState,
+    HookTry,
+    HookView,
+    SettleHook,
+    TakeHooks,
+    ViewHooks,
 )
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
@@ -74,13 +88,41 @@ class World:
         replica: str = "r1",
         state: AppState = AppState.READY,
         lease: timedelta = LEASE,
+        step: int = 3,
+        phase: str = "ready",
     ) -> list[Pulse]:
-        presence = ReplicaPresence(id=replica, state=state, phase="ready", pid=1, node="n")
+        presence = ReplicaPresence(id=replica, state=state, phase=phase, pid=1, node="n")
         told = [
-            JobProgress(job_id=job.id, fence=job.fence, step=3, phase="step 3 of 20")
+            JobProgress(job_id=job.id, fence=job.fence, step=step, phase=f"step {step} of 20")
             for job in jobs
         ]
         return self.store.run(Beat(app=APP, presence=presence, slots=1, lease=lease, jobs=told))
+
+    def take(self, patience: timedelta = LEASE) -> list[str]:
+        """Due webhook events."""
+        return self.store.run(TakeHooks(limit=100, patience=patience))
+
+    def begin(self, event: str, busy: timedelta = LEASE) -> HookTry | None:
+        return self.store.run(BeginHook(event=event, busy=busy))
+
+    def settle(self, of: HookTry, outcome: HookOutcome, **more: Any) -> HookState:
+        return self.store.run(SettleHook(event=of.event, number=of.number, outcome=outcome, **more))
+
+    def hooks(self, *, dead: bool = False) -> list[HookView]:
+        return self.store.run(ViewHooks(dead=dead, limit=100))
+
+    def show_preview(self, job: ClaimedJob, preview: Preview, ttl: timedelta = LEASE) -> bool:
+        operation = ShowPreview(app=APP, job_id=job.id, fence=job.fence, preview=preview, ttl=ttl)
+        return self.store.run(operation)
+
+    def preview(self, job_id: str) -> Preview | None:
+        return self.store.run(ViewPreview(job_id=job_id))
+
+    def watch(self, job_id: str, span: timedelta = LEASE) -> JobStatus | None:
+        return self.store.run(Watch(job_id=job_id, span=span))
+
+    def release(self, job: ClaimedJob) -> bool:
+        return self.store.run(Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
 
     def used(self, job_id: str) -> list[DayUsage]:
         """What was counted on the day on which this job ended."""

@@ -5,14 +5,15 @@
 -- KEYS job queue lease replicas idempotency index app_index wake app load results clock shares
 --      mine
 -- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
---      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms images
---      client_queue_limit day_images day_gpu_s; a limit of a client is '' where it has none
+--      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms channel
+--      webhook('' for none) images client_queue_limit day_images day_gpu_s
+-- A limit of a client is '' where it has none.
 -- Answers: word, id, number; of a client with a name also what it has of its quotas.
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local index, app_index, wake, app, load = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local results, clock, shares, mine = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local id, digest, priority, client = ARGV[1], ARGV[5], ARGV[7], ARGV[9]
-local images = tonumber(ARGV[17])
+local images = tonumber(ARGV[19])
 
 if idem ~= '' then
   local known = redis.call('HMGET', idem, 'id', 'digest')
@@ -43,10 +44,10 @@ if client ~= '' then
   local drawn, gpu_ms = tonumber(spent[1] or 0) + tonumber(counts[3] or 0), tonumber(spent[2] or 0)
   has = {jobs, queued, drawn, gpu_ms, left}
   if over(ARGV[13], jobs + 1) then return {'client_full', id, jobs, has} end
-  if over(ARGV[18], queued + 1) then return {'client_queue_full', id, queued, has} end
-  if over(ARGV[19], drawn + images) then return {'images_spent', id, drawn, has} end
+  if over(ARGV[20], queued + 1) then return {'client_queue_full', id, queued, has} end
+  if over(ARGV[21], drawn + images) then return {'images_spent', id, drawn, has} end
   -- Spent when it is reached: what a job will take is known only when it has ended.
-  if ARGV[20] ~= '' and gpu_ms >= ARGV[20] * 1000 then return {'gpu_spent', id, gpu_ms, has} end
+  if ARGV[22] ~= '' and gpu_ms >= ARGV[22] * 1000 then return {'gpu_spent', id, gpu_ms, has} end
   has = {jobs + 1, queued + 1, drawn + images, gpu_ms, left}
 end
 local budget, ttl, keep = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
@@ -74,6 +75,7 @@ local score = -tonumber(priority) * 1e12 + start
 redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
   'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
   'score', score, 'share', share, 'cost', ARGV[10], 'images', images)
+if ARGV[18] ~= '' then redis.call('HSET', job, 'webhook', ARGV[18]) end
 redis.call('ZADD', queue, score, id)
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', app_index, now, id)
@@ -89,4 +91,7 @@ if redis.call('LLEN', wake) < 64 then
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
 end
-return {busy < slots and 'run_now' or 'queued', id, redis.call('ZRANK', queue, id), has}
+local ahead = redis.call('ZRANK', queue, id)
+tell(job, id, ARGV[17])
+if ahead < waiting then tell_app(ARGV[17]) end
+return {busy < slots and 'run_now' or 'queued', id, ahead, has}

@@ -6,11 +6,13 @@ from datetime import timedelta
 
 import pytest
 
+from sdserve import keys
 from sdserve.apps import AppState
 from sdserve.errors import JobExpiredError, JobNotFoundError
-from sdserve.jobs import JobFailure, JobStatus, new_job_id
+from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, Quotas, ResultBudget
-from sdserve.operations import Admission, Claim, Drain, Ending, Pulse, Release
+from sdserve.operations import Admission, Claim, Drain, Ending, Pulse, Release, job_of
+from sdserve.outbox import HookOutcome, HookState, HookTry, ReplayHook
 from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
@@ -626,3 +628,273 @@ def test_a_wish_for_a_replica_shows_and_passes(world: World) -> None:
     assert world.store.app_status(APP).wished
     world.store.wish_replica(APP, -1)
     assert not world.store.app_status(APP).wished
+
+
+# --- webhooks ------------------------------------------------------------------------------------
+
+URL = "https://receiver.example/hook"
+OTHER_URL = "https://other.example/hook"
+HOUR = timedelta(hours=1)
+
+
+def ended_job(world: World, url: str = URL) -> str:
+    """The event of a job that has just ended."""
+    job_id = world.submit(webhook=url).job_id
+    world.cancel(job_id)
+    return f"job_{job_id}_cancelled"
+
+
+def begun(world: World, url: str = URL) -> HookTry:
+    attempt = world.begin(ended_job(world, url))
+    assert attempt is not None
+    return attempt
+
+
+def test_however_a_job_ends_its_webhook_is_told_once(world: World) -> None:
+    expected = set[str]()
+
+    def running() -> str:
+        return world.submit(webhook=URL).job_id
+
+    expected.add(f"job_{running()}_succeeded")
+    job = world.claim()
+    world.succeed(job)
+    world.succeed(job)  # its reply was lost
+    expected.add(f"job_{running()}_failed")
+    job = world.claim()
+    world.run(finish(job.id, job.fence, JobStatus.FAILED, error=FAILURE))
+    world.run(finish(job.id, 7, JobStatus.FAILED, error=FAILURE))  # a late writer
+    expected.add(f"job_{running()}_cancelled")
+    job = world.claim()
+    world.cancel(job.id)
+    world.succeed(job)
+    expected.add(f"job_{running()}_cancelled")
+    job = world.claim()
+    world.cancel(job.id)
+    world.run(Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
+    expected.add(f"job_{world.submit(webhook=URL, max_attempts=1).job_id}_failed")
+    world.claim(lease=RUN_OUT)
+    world.reap()
+    expected.add(ended_job(world))
+    expected.add(f"job_{running()}_failed")
+    world.store.drain(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=False))
+    assert len(expected) == 7
+    events = world.take()
+    assert len(events) == 7
+    assert set(events) == expected
+
+
+def test_a_job_without_webhook_tells_nobody(world: World) -> None:
+    world.cancel(world.submit().job_id)
+    assert world.hooks() == []
+
+
+def test_an_event_tells_the_job_as_it_ended(world: World) -> None:
+    submitted = world.submit(webhook=URL, client="ann")
+    job = world.claim()
+    world.succeed(job)
+    attempt = world.begin(f"job_{submitted.job_id}_succeeded")
+    assert attempt is not None
+    assert (attempt.url, attempt.number, attempt.since_start) == (URL, 1, 1)
+    told, seen = job_of(attempt.subject), world.view(job.id)
+    assert told == seen
+    assert (told.metrics, told.client) == (METRICS, "ann")
+    assert attempt.created_at == seen.finished_at
+
+
+def test_an_event_that_nobody_delivers_is_taken_again(world: World) -> None:
+    event = ended_job(world)
+    assert world.take(patience=RUN_OUT) == [event]
+    assert world.take() == [event]
+    assert world.take() == []
+
+
+def test_one_at_a_time_tries_an_event(world: World) -> None:
+    event = ended_job(world)
+    assert world.begin(event, busy=HOUR) is not None
+    assert world.begin(event) is None
+    assert world.take() == []
+
+
+def test_who_was_lost_in_a_try_is_followed_by_another(world: World) -> None:
+    event = ended_job(world)
+    lost = world.begin(event, busy=RUN_OUT)
+    assert world.take(patience=RUN_OUT) == [event]
+    second = world.begin(event)
+    assert lost is not None
+    assert second is not None
+    assert (lost.number, second.number) == (1, 2)
+    # The lost one comes back.
+    assert world.settle(lost, HookOutcome.DEAD, reason="late") is HookState.LATE
+    assert world.hooks(dead=True) == []
+    assert world.settle(lost, HookOutcome.DELIVERED) is HookState.DELIVERED
+    assert world.settle(second, HookOutcome.RETRY) is HookState.LATE
+    assert world.hooks() == []
+
+
+def test_a_delivered_event_is_gone(world: World) -> None:
+    attempt = begun(world)
+    for expected in (HookState.DELIVERED, HookState.LATE):
+        assert world.settle(attempt, HookOutcome.DELIVERED) is expected
+    assert world.hooks() == []
+    assert world.begin(attempt.event) is None
+
+
+def test_an_event_waits_for_its_next_try(world: World) -> None:
+    attempt = begun(world)
+    state = world.settle(attempt, HookOutcome.RETRY, delay=HOUR, reason="500")
+    assert state is HookState.WAITING
+    assert world.take() == []
+    assert world.begin(attempt.event) is None
+    (waiting,) = world.hooks()
+    assert (waiting.event, waiting.tries, waiting.error) == (attempt.event, 1, "500")
+    assert HOUR * 0.9 < waiting.at - waiting.created_at <= HOUR * 1.1
+
+
+def test_a_failed_try_may_be_repeated_at_once(world: World) -> None:
+    attempt = begun(world)
+    world.settle(attempt, HookOutcome.RETRY, delay=RUN_OUT)
+    again = world.begin(attempt.event)
+    assert again is not None
+    assert (again.number, again.since_start) == (2, 2)
+
+
+def test_what_is_given_up_is_listed_and_can_be_replayed(world: World) -> None:
+    attempt = begun(world)
+    assert world.settle(attempt, HookOutcome.DEAD, reason="410") is HookState.DEAD
+    assert (world.take(), world.begin(attempt.event)) == ([], None)
+    (dead,) = world.hooks(dead=True)
+    assert (dead.event, dead.url, dead.error) == (attempt.event, URL, "410")
+    assert world.run(ReplayHook(event=attempt.event)) is True
+    assert world.hooks(dead=True) == []
+    assert world.take() == [attempt.event]
+    again = world.begin(attempt.event)
+    assert again is not None
+    assert (again.number, again.since_start, again.subject) == (2, 1, attempt.subject)
+    assert world.run(ReplayHook(event="job_unknown_failed")) is False
+
+
+def test_a_replay_of_what_waits_needs_no_patience(world: World) -> None:
+    attempt = begun(world)
+    world.settle(attempt, HookOutcome.RETRY, delay=HOUR, is_slow=True)
+    assert world.run(ReplayHook(event=attempt.event)) is True
+    assert world.take() == [attempt.event]
+    assert world.begin(attempt.event) is not None
+
+
+def test_a_receiver_that_hangs_rests_and_others_do_not(world: World) -> None:
+    attempt = begun(world)
+    others = [ended_job(world), ended_job(world, OTHER_URL)]
+    world.settle(attempt, HookOutcome.RETRY, delay=RUN_OUT, is_slow=True)
+    assert world.begin(others[0]) is None
+    assert others[0] not in world.take()
+    assert world.begin(others[1]) is not None
+
+
+def test_a_receiver_that_answers_rests_no_more(world: World) -> None:
+    slow, quick = begun(world), begun(world)
+    world.settle(slow, HookOutcome.RETRY, delay=RUN_OUT, is_slow=True)
+    world.settle(quick, HookOutcome.DELIVERED)
+    assert world.begin(ended_job(world)) is not None
+
+
+# --- watching ------------------------------------------------------------------------------------
+
+
+def test_every_change_that_a_viewer_sees_has_a_version_of_its_own(world: World) -> None:
+    job_id = world.submit().job_id
+    versions = [world.view(job_id).version]
+
+    def note() -> None:
+        versions.append(world.view(job_id).version)
+
+    job = world.claim()
+    note()
+    world.beat(job, step=1)
+    note()
+    world.beat(job, step=2)
+    note()
+    world.release(job)
+    note()
+    world.claim(lease=RUN_OUT)
+    note()
+    world.reap()
+    note()
+    job = world.claim()
+    note()
+    world.cancel(job_id)
+    note()
+    world.succeed(job)
+    note()
+    assert versions == list(range(1, len(versions) + 1))
+
+
+def test_what_changes_nothing_has_no_version(world: World) -> None:
+    job_id = world.submit().job_id
+    job = world.claim()
+    world.beat(job)
+    world.cancel(job_id)
+    before = world.view(job_id)
+    world.beat(job)
+    world.cancel(job_id)
+    world.watch(job_id)
+    world.show_preview(job, Preview(step=3, number=0, image=b"webp"))
+    assert world.view(job_id) == before
+
+
+def test_a_drained_and_a_cancelled_job_are_news(world: World) -> None:
+    drained, cancelled = world.submit().job_id, world.submit().job_id
+    world.cancel(cancelled)
+    world.store.drain(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=False))
+    assert [world.view(job_id).version for job_id in (drained, cancelled)] == [2, 2]
+
+
+def test_a_replica_hears_of_a_viewer_while_he_watches(world: World) -> None:
+    job_id = world.submit().job_id
+    assert world.watch(job_id) is JobStatus.QUEUED
+    job = world.claim()
+    assert world.beat(job) == [Pulse.WATCHED]
+    assert world.watch(job_id, RUN_OUT) is JobStatus.RUNNING
+    assert world.beat(job) == [Pulse.OK]
+    world.watch(job_id)
+    world.cancel(job_id)
+    assert world.beat(job) == [Pulse.CANCEL]
+
+
+def test_what_is_over_is_not_watched(world: World) -> None:
+    unknown = new_job_id()
+    assert world.watch(unknown) is None
+    with pytest.raises(JobNotFoundError):
+        world.view(unknown)
+    world.submit()
+    job = world.claim()
+    world.succeed(job)
+    assert world.watch(job.id) is JobStatus.SUCCEEDED
+    if world.redis:  # the wish left no trace in the record of what is over
+        assert not world.redis.hexists(keys.JOB + job.id, "watched")
+
+
+def test_a_preview_is_that_of_the_running_attempt(world: World) -> None:
+    job_id = world.submit().job_id
+    assert world.preview(job_id) is None
+    late = world.claim()
+    seen = Preview(step=3, number=0, image=b"\x00webp\xff")
+    assert world.show_preview(late, seen)
+    assert world.preview(job_id) == seen
+    world.release(late)
+    assert world.preview(job_id) is None
+    job = world.claim()
+    assert world.preview(job_id) is None
+    assert not world.show_preview(late, seen)
+    assert world.preview(job_id) is None
+    assert world.show_preview(job, Preview(step=9, number=1, image=b"new"))
+    world.succeed(job)
+    assert world.preview(job_id) is None
+    assert not world.show_preview(job, seen)
+
+
+def test_a_preview_runs_out(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    assert world.show_preview(job, Preview(step=3, number=0, image=b"webp"), timedelta(0))
+    assert world.preview(job.id) is None

@@ -23,7 +23,7 @@ from redis import Redis
 from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
 from sdserve.errors import SdServeError
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, Quotas, ResultBudget
 from sdserve.operations import (
     Admission,
@@ -36,10 +36,24 @@ from sdserve.operations import (
     Operation,
     Reap,
     Release,
+    ShowPreview,
     Submit,
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPreview,
+    Watch,
+    job_of,
+)
+from sdserve.outbox import (
+    BeginHook,
+    HookOutcome,
+    HookTry,
+    HookView,
+    ReplayHook,
+    SettleHook,
+    TakeHooks,
+    ViewHooks,
 )
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
@@ -71,6 +85,8 @@ class Stores(RuleBasedStateMachine):
 
     redis: ClassVar[Redis]
     jobs: Bundle[Submitted] = Bundle("jobs")
+    events: Bundle[str] = Bundle("events")
+    tries: Bundle[HookTry] = Bundle("tries")
     claims: Bundle[tuple[str, ClaimedJob]] = Bundle("claims")
 
     def __init__(self) -> None:
@@ -96,16 +112,16 @@ class Stores(RuleBasedStateMachine):
         target=jobs, app=apps, client=clients, limits=limits, priority=st.sampled_from([0, 0, 1]),
         steps=st.sampled_from([1, 5, 20]), key=st.sampled_from([None, None, "k1", "k2"]),
         digest=st.sampled_from(["x", "x", "y"]), queue_limit=st.sampled_from([3, 50]),
-        attempts=st.sampled_from([1, 2, 3]),
+        attempts=st.sampled_from([1, 2, 3]), webhook=st.sampled_from([None, "https://r.example/"]),
     )  # fmt: skip
     def submits(
         self, app: str, client: str, limits: Limits, priority: int, steps: int, key: str | None,
-        digest: str, queue_limit: int, attempts: int,
+        digest: str, queue_limit: int, attempts: int, webhook: str | None,
     ) -> Any:  # fmt: skip
         operation = submit(
             job_id=new_job_id(), app=app, client=client, limits=limits, priority=priority,
             params=params(num_inference_steps=steps), idempotency_key=key, digest=digest,
-            queue_limit=queue_limit, max_attempts=attempts,
+            queue_limit=queue_limit, max_attempts=attempts, webhook=webhook,
         )  # fmt: skip
         submitted = self.both(operation)
         if submitted.admission not in (Admission.RUN_NOW, Admission.QUEUED):
@@ -159,6 +175,17 @@ class Stores(RuleBasedStateMachine):
         while self.redis.time() < (before[0], before[1] + 1000):
             pass  # so that the next result is younger: which of two goes first depends on it
 
+    @rule(job=jobs, span=SPANS)
+    def watches(self, job: Submit, span: timedelta) -> None:
+        self.both(Watch(job_id=job.job_id, span=span))
+
+    @rule(claim=claims, step=st.integers(0, 20), ttl=SPANS)
+    def shows(self, claim: tuple[str, ClaimedJob], step: int, ttl: timedelta) -> None:
+        app, job = claim
+        preview = Preview(step=step, number=0, image=bytes([step]))
+        show = ShowPreview(app=app, job_id=job.id, fence=job.fence, preview=preview, ttl=ttl)
+        self.both(show)
+
     @rule(claim=claims)
     def gives_back(self, claim: tuple[str, ClaimedJob]) -> None:
         app, job = claim
@@ -188,6 +215,25 @@ class Stores(RuleBasedStateMachine):
         self.real.leave(app, "r1")
         self.model.leave(app, "r1")
 
+    @rule(target=events, patience=SPANS)
+    def takes_hooks(self, patience: timedelta) -> Any:
+        return multiple(*self.both(TakeHooks(limit=1000, patience=patience)))
+
+    @rule(target=tries, event=events, busy=SPANS)
+    def begins_hook(self, event: str, busy: timedelta) -> Any:
+        begun = self.both(BeginHook(event=event, busy=busy))
+        return multiple() if begun is None else begun
+
+    @rule(of=tries, outcome=st.sampled_from(HookOutcome), delay=SPANS)
+    def settles_hook(self, of: HookTry, outcome: HookOutcome, delay: timedelta) -> None:
+        self.both(
+            SettleHook(event=of.event, number=of.number, outcome=outcome, delay=delay, reason="no")
+        )
+
+    @rule(event=events)
+    def replays_hook(self, event: str) -> None:
+        self.both(ReplayHook(event=event))
+
     def real_usage(self) -> Counter[str]:
         """Of all days, for the model has a clock of its own."""
         total = Counter[str]()
@@ -207,10 +253,13 @@ class Stores(RuleBasedStateMachine):
         for app in APPS:
             self.both(ViewApp(app=app))
             assert self.real.load_failures(app) == self.model.load_failures(app)
+        for dead in (False, True):
+            self.both(ViewHooks(dead=dead, limit=1000))
         assert self.real.unfinished() == self.model.unfinished()
         assert self.real_usage() == self.model_usage()
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
+            self.both(ViewPreview(job_id=job_id))
             if isinstance(job, Job) and job.result_keys:
                 kept: Any = self.redis.mget(list(job.result_keys))
                 assert kept == self.model.results(job.result_keys)
@@ -227,6 +276,13 @@ def _timeless(outcome: Any) -> Any:
             )
         case Submitted():
             return replace(outcome, room_after=outcome.room_after is not None)
+        case HookTry():
+            return replace(outcome, subject=_timeless(job_of(outcome.subject)), created_at=None)
+        case [HookView(), *_]:
+            seen = [replace(view, at=None, created_at=None) for view in outcome]
+            return sorted(seen, key=lambda view: view.event)
+        case [str(), *_]:  # taken events: of the same age they come in any order
+            return sorted(outcome)
         case [ClaimedJob(), *_]:
             return [replace(job, waited=0.0) for job in outcome]
         case _:

@@ -23,6 +23,7 @@ from redis import Redis
 from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
 from sdserve.errors import SdServeError
+from sdserve.job_list import JobPage, ListJobs
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, Quotas, ResultBudget
 from sdserve.operations import (
@@ -257,6 +258,8 @@ class Stores(RuleBasedStateMachine):
             self.both(ViewHooks(dead=dead, limit=1000))
         assert self.real.unfinished() == self.model.unfinished()
         assert self.real_usage() == self.model_usage()
+        for client in (None, *CLIENTS):
+            self.both(ListJobs(client=client, limit=1000))
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
             self.both(ViewPreview(job_id=job_id))
@@ -275,7 +278,12 @@ def _timeless(outcome: Any) -> Any:
                 finished_at=outcome.finished_at is not None,
             )
         case Submitted():
-            return replace(outcome, room_after=outcome.room_after is not None)
+            standing = outcome.standing
+            if standing:
+                standing = replace(standing, day_left=timedelta(0))
+            return replace(outcome, room_after=outcome.room_after is not None, standing=standing)
+        case JobPage():
+            return sorted(job.id for job in outcome.jobs)
         case HookTry():
             return replace(outcome, subject=_timeless(job_of(outcome.subject)), created_at=None)
         case [HookView(), *_]:

@@ -2,20 +2,28 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 
 from api.caller import Caller, KnownCaller
 from api.edge import Edge
 from api.estimate import retry_after
+from api.event_stream import MEDIA_TYPE, event_stream
+from api.openapi import ETAG, IMAGES, RETRY_AFTER, SEED, event
 from api.preferences import MAX_WAIT
 from api.problems import HttpProblemError, problem_responses
-from api.schemas import JobList, JobResponse
+from api.schemas import JobList, JobResponse, PreviewBody
 from sdserve.errors import JobNotFoundError
-from sdserve.job_list import ListJobs, Place
+from sdserve.job_list import ListJobs, ListPlace
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Cancel
 
-JobId = Annotated[str, Path(description="the id of a 200 or 202 answer (UUIDv7)")]
+JobId = Annotated[
+    str,
+    Path(
+        description="the id of a 200 or 202 answer (UUIDv7)",
+        json_schema_extra={"format": "uuid"},
+    ),
+]
 LongPoll = Annotated[
     float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
 ]
@@ -23,20 +31,55 @@ AppName = Annotated[str | None, Query(max_length=100, description="only jobs of 
 Cursor = Annotated[
     str | None, Query(max_length=100, description="`next_cursor` of the page before")
 ]
+Previews = Annotated[bool, Query(description="also small pictures of what is being drawn")]
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="of the last event that was received")
+]
+VERSION = {"type": "string", "pattern": r"^\d+$"}
 ImageNumber = Annotated[int, Path(ge=0, le=7)]
 
 MAX_PAGE = 100  # jobs
 
+_JOB_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the job; `Retry-After` while it is not final",
+        "headers": {"Retry-After": RETRY_AFTER},
+    },
+    **problem_responses(404, 410),
+}
 _IMAGE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the image",
-        "content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}},
+        "content": IMAGES,
+        "headers": {"ETag": ETAG, "X-Seed": SEED | {"required": True}},
     },
-    **problem_responses(401, 404, 410, 422, 429, 500, 503),
+    **problem_responses(404, 410),
+}
+_EVENTS_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "`event: job` with a JobResponse (without its images), its `id` the job's "
+        "version; `event: preview` with a PreviewBody; the stream ends with the job",
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {
+                    "oneOf": [
+                        event("job", {"$ref": "#/components/schemas/JobResponse"}, id=VERSION),
+                        event("preview", PreviewBody.model_json_schema()),
+                    ]
+                }
+            }
+        },
+    },
+    **problem_responses(404, 410),
 }
 _CANCEL_ANSWERS: dict[int | str, dict[str, Any]] = {
-    202: {"model": JobResponse, "description": "running: it stops within a step"},
-    **problem_responses(401, 404, 409, 410, 422, 429, 500, 503),
+    200: {"description": "it was queued: it is cancelled"},
+    202: {
+        "model": JobResponse,
+        "description": "running: it stops within a step",
+        "headers": {"Retry-After": RETRY_AFTER},
+    },
+    **problem_responses(404, 409, 410),
 }
 
 
@@ -49,11 +92,12 @@ class JobRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-        router.get("", responses=problem_responses(400, 401, 422, 429, 500, 503))(self.jobs)
-        router.get("/{job_id}", responses=problem_responses(401, 404, 410, 422, 429, 500, 503))(
-            self.job
-        )
+        router.get("", name="list", responses=problem_responses(400))(self.jobs)
+        router.get("/{job_id}", name="get", responses=_JOB_ANSWERS)(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
+        router.get("/{job_id}/events", response_class=Response, responses=_EVENTS_ANSWERS)(
+            self.events
+        )
         for path, answer in (("", self.first_image), ("/{number}", self.image)):
             router.get("/{job_id}/image" + path, response_class=Response, responses=_IMAGE_ANSWERS)(
                 answer
@@ -69,7 +113,7 @@ class JobRoutes:
         cursor: Cursor = None,
     ) -> JobList:
         """Your jobs, newest first, for as long as they are known; an admin's list has all."""
-        after = Place.read(cursor) if cursor is not None else None
+        after = ListPlace.read(cursor) if cursor is not None else None
         if cursor is not None and after is None:
             message = "cursor is none: take the `next_cursor` of the page before, whole."
             raise HttpProblemError(400, "bad_cursor", message)
@@ -97,6 +141,18 @@ class JobRoutes:
         """The job as it stands, or as soon as it is final."""
         await self._own(job_id, caller)
         return await self._answer(await self._edge.wait(job_id, wait), response)
+
+    async def events(
+        self,
+        job_id: JobId,
+        caller: KnownCaller,
+        last_event_id: LastEventId = None,
+        *,
+        previews: Previews = False,
+    ) -> Response:
+        """Every change of the job as it happens (Server-Sent Events), until its end."""
+        job = await self._own(job_id, caller)
+        return event_stream(self._edge.viewers, job, previews=previews, last_event_id=last_event_id)
 
     async def cancel(self, job_id: JobId, caller: KnownCaller, response: Response) -> JobResponse:
         """Cancel: a queued job at once (200), a running one within a step (202)."""

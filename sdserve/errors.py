@@ -15,6 +15,7 @@ SdServeError
 │   │   ├── QueueFullError
 │   │   ├── ServerFullError
 │   │   ├── StorageFullError
+│   │   ├── BatchesFullError
 │   │   └── QuotaError             of this API key; others have some
 │   │       ├── ClientFullError
 │   │       ├── ClientQueueFullError
@@ -27,6 +28,8 @@ SdServeError
 ├── KeyRevokedError
 ├── JobNotFoundError
 ├── JobExpiredError
+├── BatchNotFoundError
+├── BatchEndedError                there is nothing to cancel any more
 ├── GenerationError                a job that cannot be done
 │   ├── OutOfMemoryError
 │   └── ResultTooLargeError
@@ -156,6 +159,12 @@ class StorageFullError(OverloadError):
     code = "storage_full"
 
 
+class BatchesFullError(OverloadError):
+    """Unfinished batches take all the room there is for batches."""
+
+    code = "batches_full"
+
+
 class QuotaError(OverloadError):
     """The client has what one client may have."""
 
@@ -255,6 +264,27 @@ class JobExpiredError(SdServeError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"Job {job_id} has expired: its result is gone, submit it again.")
+
+
+class BatchNotFoundError(SdServeError):
+    """No batch has this id, or it is no longer kept."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"No batch has the id '{batch_id}', or it is no longer kept: check the id in the 202 "
+            "answer."
+        )
+
+
+class BatchEndedError(SdServeError):
+    """Every line of the batch has ended."""
+
+    code = "batch_is_final"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"Batch {batch_id} has ended already: there is nothing to cancel.")
 
 
 class GenerationError(SdServeError):

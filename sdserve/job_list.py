@@ -18,7 +18,7 @@ _PLACE = re.compile(r"(\d{1,15})\.(.{36})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ListPlace:
     """A job's place in an index."""
 
     created: int  # server milliseconds
@@ -48,7 +48,7 @@ class JobPage:
     """Some jobs, newest first, and where to go on; None: these are the last."""
 
     jobs: tuple[Job, ...]
-    last: Place | None
+    last: ListPlace | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class ListJobs(Operation[JobPage]):
     app: str | None = None
     status: JobStatus | None = None
     limit: int = 20
-    after: Place | None = None
+    after: ListPlace | None = None
     scan: int = SCAN
 
     @property
@@ -81,5 +81,5 @@ class ListJobs(Operation[JobPage]):
         found, last = reply
         return JobPage(
             jobs=tuple(job_of(fields_of(flat), position=place) for flat, place in found),
-            last=Place(job_id=last[0].decode(), created=int(last[1])) if last else None,
+            last=ListPlace(job_id=last[0].decode(), created=int(last[1])) if last else None,
         )

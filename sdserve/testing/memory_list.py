@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sdserve.job_list import JobPage, ListJobs, Place
+from sdserve.job_list import JobPage, ListJobs, ListPlace
 from sdserve.jobs import Job
 
 
@@ -49,5 +49,5 @@ def list_jobs(
     last = None
     if first + looked < len(order):
         created, job_id = order[first + looked - 1]
-        last = Place(created=created, job_id=job_id)
+        last = ListPlace(created=created, job_id=job_id)
     return JobPage(jobs=tuple(jobs), last=last)

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from sdserve.job_list import JobPage, ListJobs, Place
+from sdserve.job_list import JobPage, ListJobs, ListPlace
 from sdserve.jobs import JobStatus
 from tests.keys import create_key
 from tests.store_world import World
@@ -101,7 +101,7 @@ def test_a_place_that_was_forgotten_meanwhile_is_gone_on_from(world: World) -> N
     mine = submit_some(world, 1)
     created = int(world.view(mine[0]).created_at.timestamp() * 1000)
     for after, rest in ((created - 1, []), (created + 1, mine)):
-        place = Place(created=after, job_id=job.job_id)
+        place = ListPlace(created=after, job_id=job.job_id)
         assert ids(page(world, after=place)) == rest
 
 
@@ -117,11 +117,11 @@ def test_retention_takes_jobs_out_of_the_lists(world: World) -> None:
 
 
 def test_a_cursor_is_read_as_it_was_written() -> None:
-    place = Place(created=1_764_000_000_000, job_id=submit().job_id)
-    assert Place.read(place.cursor) == place
+    place = ListPlace(created=1_764_000_000_000, job_id=submit().job_id)
+    assert ListPlace.read(place.cursor) == place
     assert "=" not in place.cursor
 
 
 @pytest.mark.parametrize("text", ["", "x", "é", "MTIz", "A" * 64, "Li4uLi4="])
 def test_nothing_else_is_a_cursor(text: str) -> None:
-    assert Place.read(text) is None
+    assert ListPlace.read(text) is None

@@ -118,7 +118,6 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "Bad Request",
         ("bad_prefer", "Prefer: wait=soon is not a whole number of seconds."),
         ("bad_idempotency_key", "Idempotency-Key must have 1 to 200 characters."),
-        ("bad_cursor", "cursor is none: take the `next_cursor` of the page before, whole."),
     ),
     "401": _problems(
         401, "Unauthorized", ("unauthorized", "This server asks for an API key: send one.")

@@ -13,7 +13,7 @@ from api.preferences import MAX_WAIT
 from api.problems import HttpProblemError, problem_responses
 from api.schemas import JobList, JobResponse, PreviewBody
 from sdserve.errors import JobNotFoundError
-from sdserve.job_list import ListJobs, ListPlace
+from sdserve.job_list import CURSOR, ListJobs, ListPlace
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Cancel
 
@@ -29,7 +29,7 @@ LongPoll = Annotated[
 ]
 AppName = Annotated[str | None, Query(max_length=100, description="only jobs of this app")]
 Cursor = Annotated[
-    str | None, Query(max_length=100, description="`next_cursor` of the page before")
+    str | None, Query(pattern=CURSOR, description="`next_cursor` of the page before, whole")
 ]
 Previews = Annotated[bool, Query(description="also small pictures of what is being drawn")]
 LastEventId = Annotated[
@@ -92,7 +92,7 @@ class JobRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-        router.get("", name="list", responses=problem_responses(400))(self.jobs)
+        router.get("", name="list")(self.jobs)
         router.get("/{job_id}", name="get", responses=_JOB_ANSWERS)(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
         router.get("/{job_id}/events", response_class=Response, responses=_EVENTS_ANSWERS)(
@@ -113,10 +113,6 @@ class JobRoutes:
         cursor: Cursor = None,
     ) -> JobList:
         """Your jobs, newest first, for as long as they are known; an admin's list has all."""
-        after = ListPlace.read(cursor) if cursor is not None else None
-        if cursor is not None and after is None:
-            message = "cursor is none: take the `next_cursor` of the page before, whole."
-            raise HttpProblemError(400, "bad_cursor", message)
         if self._app is not None and app not in (None, self._app):
             return JobList(data=[], next_cursor=None)
         page = await self._edge.store.run(
@@ -125,7 +121,7 @@ class JobRoutes:
                 app=self._app or app,
                 status=status,
                 limit=limit,
-                after=after,
+                after=None if cursor is None else ListPlace.read(cursor),
             )
         )
         apps = sorted({job.app for job in page.jobs if not job.status.is_final})

@@ -1,10 +1,11 @@
 """Pages of jobs: the promises of their script, kept by both stores."""
 
+import re
 from datetime import timedelta
 
 import pytest
 
-from sdserve.job_list import JobPage, ListJobs, ListPlace
+from sdserve.job_list import CURSOR, JobPage, ListJobs, ListPlace
 from sdserve.jobs import JobStatus
 from tests.keys import create_key
 from tests.store_world import World
@@ -119,9 +120,18 @@ def test_retention_takes_jobs_out_of_the_lists(world: World) -> None:
 def test_a_cursor_is_read_as_it_was_written() -> None:
     place = ListPlace(created=1_764_000_000_000, job_id=submit().job_id)
     assert ListPlace.read(place.cursor) == place
-    assert "=" not in place.cursor
+    assert re.fullmatch(CURSOR, place.cursor)
 
 
-@pytest.mark.parametrize("text", ["", "x", "é", "MTIz", "A" * 64, "Li4uLi4="])
+@pytest.mark.parametrize("text", ["A" * 32, "_" * 32, "-09az" * 6 + "Zz"])
+def test_every_text_of_the_form_is_a_place(world: World, text: str) -> None:
+    assert re.fullmatch(CURSOR, text)
+    place = ListPlace.read(text)
+    assert place.cursor == text
+    submit_some(world, 1)
+    page(world, after=place)  # wherever that is
+
+
+@pytest.mark.parametrize("text", ["", "x", "A" * 31, "A" * 33, "A" * 31 + "=", "A" * 31 + "+"])
 def test_nothing_else_is_a_cursor(text: str) -> None:
-    assert ListPlace.read(text) is None
+    assert not re.fullmatch(CURSOR, text)

@@ -82,7 +82,8 @@ class Sender:
         )
         told = [(b"Host", target.netloc), (b"Connection", b"close")]
         told += [(name.encode(), value.encode()) for name, value in headers.items()]
-        tls = self.tls or httpx.create_ssl_context()
+        is_secure = target.scheme == "https"  # reading the authorities takes a while
+        tls = self.tls or (httpx.create_ssl_context() if is_secure else None)
         with httpcore.ConnectionPool(ssl_context=tls, network_backend=backend) as pool:
             try:
                 with pool.stream("POST", place, headers=told, content=body) as response:

@@ -17,7 +17,7 @@ from sdserve.webhook_signature import signature
 def job_data(fields: Mapping[str, str]) -> dict[str, Any]:
     """An ended job, as `GET /v1/jobs/{id}` tells it, without the bytes of its images."""
     job = job_of(fields)
-    links = {"self": f"/v1/jobs/{job.id}"}
+    links = {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"}
     if job.metrics:
         links["image"] = f"/v1/jobs/{job.id}/image"
     return {

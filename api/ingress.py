@@ -166,6 +166,7 @@ class Ingress:
                 limits=self._edge.limits_of(caller),
                 idempotency_key=idempotency_key(key),
                 priority=body.priority,
+                webhook=self._edge.webhook(body.webhook),
             ),
         )
         hold = self._hold(wanted, submitted)

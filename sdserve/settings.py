@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 from platformdirs import user_state_path
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sdserve.errors import SdServeError
 from sdserve.limits import Limits, Quotas, Rate, ResultBudget
 from sdserve.loopback import is_loopback
+from sdserve.secret import Secret
+from sdserve.webhook_signature import parse_secrets
+from sdserve.webhook_targets import WebhookTargets
 
 
 class SettingsError(SdServeError):
@@ -32,6 +35,16 @@ def _rate(value: object) -> object:
 
 
 RequestRate = Annotated[Rate, BeforeValidator(_rate)]
+
+
+def _secrets(text: str) -> Secret:
+    parse_secrets(text)
+    return Secret(text)
+
+
+def _targets(text: str) -> str:
+    WebhookTargets.parse(text)
+    return text
 
 
 class Auth(StrEnum):
@@ -98,6 +111,18 @@ class Settings(BaseSettings):
         default=None, ge=1, validation_alias="SD_MAX_GPU_SECONDS_PER_DAY"
     )
     rate_limit: RequestRate | None = Field(default=None, validation_alias="SD_RATE_LIMIT")
+
+    webhook_secrets: Annotated[str, AfterValidator(_secrets)] = Field(
+        default=Secret(), validation_alias="SD_WEBHOOK_SECRETS"
+    )
+    webhook_allow: Annotated[str, AfterValidator(_targets)] = Field(
+        default="", validation_alias="SD_WEBHOOK_ALLOW"
+    )
+
+    @property
+    def webhook_targets(self) -> WebhookTargets | None:
+        """Where webhooks may go; None: there are none, for nothing could sign them."""
+        return WebhookTargets.parse(self.webhook_allow) if self.webhook_secrets else None
 
     @property
     def is_key_required(self) -> bool:

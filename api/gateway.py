@@ -11,6 +11,7 @@ from api.edge import Edge, EdgeSettings
 from api.job_routes import JobRoutes
 from api.problems import install, problem_responses
 from api.schemas import GatewayHealth, ModelBody, ModelList, ProcessAlive
+from api.usage_routes import UsageRoutes
 from sdserve import __version__
 from sdserve.errors import AppNotFoundError
 
@@ -34,6 +35,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
     app.state.callers = edge.callers
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
     app.include_router(JobRoutes(edge).router())
+    app.include_router(UsageRoutes(edge.store).router())
 
     @app.get("/v1/models", tags=["models"], responses=problem_responses(401, 500, 503))
     async def models(_caller: KnownCaller) -> ModelList:

@@ -1,14 +1,15 @@
 """What jobs used, by key, app or day: for a key its own, for an admin all."""
 
+import re
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
+from pydantic import BeforeValidator
 
 from api.caller import KnownCaller
-from api.problems import problem_responses
 from api.usage_schemas import UsageBy, UsageList
 from sdserve.async_store import AsyncJobStore
 from sdserve.errors import InvalidParameterError
@@ -18,6 +19,13 @@ CSV = "text/csv"
 USUAL = timedelta(days=29)  # before the last day, when no first one is given
 
 
+DISPOSITION = {
+    "description": "a file's name, for CSV",
+    "schema": {"type": "string"},
+    "example": 'attachment; filename="usage-by-day-2026-11-01-2026-11-30.csv"',
+}
+
+
 class UsageFormat(StrEnum):
     """How the answer is written."""
 
@@ -25,19 +33,31 @@ class UsageFormat(StrEnum):
     CSV = "csv"
 
 
+def _iso(text: str) -> str:
+    """Only a date as it is written here: pydantic would also take a number of seconds for one."""
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) is None:
+        raise ValueError("this is no day like 2026-11-24")
+    return text
+
+
+Day = Annotated[date, BeforeValidator(_iso)]
 By = Annotated[UsageBy, Query(description="what a row is the sum of")]
 First = Annotated[
-    date | None, Query(alias="from", description="first day, UTC; 29 days before `to` if absent")
+    Day | None, Query(alias="from", description="first day, UTC; 29 days before `to` if absent")
 ]
-Last = Annotated[date | None, Query(alias="to", description="last day, UTC; today if absent")]
+Last = Annotated[Day | None, Query(alias="to", description="last day, UTC; today if absent")]
 App = Annotated[str | None, Query(max_length=200, description="of this app only")]
 Key = Annotated[
     str | None, Query(max_length=200, description="of this key only; empty: of jobs without a key")
 ]
 Format = Annotated[UsageFormat | None, Query(alias="format", description="goes before `Accept`")]
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"model": UsageList, "content": {CSV: {"schema": {"type": "string"}}}},
-    **problem_responses(401, 422, 500, 503),
+    200: {
+        "model": UsageList,
+        "description": "the groups that have any usage; as CSV on request",
+        "content": {CSV: {"schema": {"type": "string"}}},
+        "headers": {"Content-Disposition": DISPOSITION},
+    },
 }
 
 
@@ -61,7 +81,7 @@ class UsageRoutes:
         app: App = None,
         key: Key = None,
         written: Format = None,
-        accept: Annotated[str | None, Header()] = None,
+        accept: Annotated[str | None, Header(include_in_schema=False)] = None,
     ) -> UsageList | Response:
         """Jobs by their end, images, steps, GPU and CPU time, energy and bytes of results."""
         last = last or datetime.now(UTC).date()

@@ -45,8 +45,8 @@ if client ~= '' then
   local function over(bound, amount) return bound ~= '' and amount > tonumber(bound) end
   local counts = redis.call('HMGET', load, 'client:' .. client, 'queued:' .. client,
     'images:' .. client)
-  day = math.floor(now / 86400000)
-  left = (day + 1) * 86400000 - now
+  left = 86400000 - now % 86400000
+  day = (now + left) / 86400000 - 1
   local spent = redis.call('HMGET', USAGE .. day, client .. '||images', client .. '||gpu_ms')
   local jobs, queued = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
   local drawn, gpu_ms = tonumber(spent[1] or 0) + tonumber(counts[3] or 0), tonumber(spent[2] or 0)

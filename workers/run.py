@@ -1,6 +1,7 @@
 """One claimed job on its way through the engine: its pictures so far, and where the time went."""
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ class JobRun:
         default_factory=lambda: dict.fromkeys(("encode", "denoise", "decode", "image_encode"), 0.0)
     )
     claimed_at: float = field(default_factory=time.monotonic)
+    preview: Future[None] | None = None  # that was asked for last
+    preview_at: float = 0.0  # monotonic
     cpu_seconds: float = 0.0
     gpu_seconds: float | None = None
     peak_allocated_mb: float | None = None

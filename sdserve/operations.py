@@ -7,21 +7,34 @@ connection, so one definition serves the blocking and the asyncio client (store.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.resources import files
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sdserve import keys
-from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
+from sdserve.apps import (
+    AppSpec,
+    AppState,
+    AppStatus,
+    Backlog,
+    LoadPace,
+    LoadProgress,
+    ReplicaPresence,
+    RunningWork,
+)
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
 from sdserve.limits import Limits, ResultBudget
+from sdserve.pace import FADING, Line, Measured, Pace, Work
 
 Reply = TypeVar("Reply")
 Argument = str | int | float
+
+PACE_FIELDS = ("step", "picture", "file")  # of Pace, and with `pace_` before them of keys.APP
+END_OF_QUEUE = "end"  # no job's id
 
 
 class Operation(Generic[Reply]):
@@ -103,7 +116,7 @@ class Submit(Operation[Submitted]):
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
-            self.limits.client_jobs, *_budget(self.limits.results),
+            self.limits.client_jobs, *_budget(self.limits.results), Work.of(self.params).to_text(),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -173,7 +186,6 @@ class Beat(Operation[list[Pulse]]):
     script: ClassVar[str] = "beat"
     app: str
     presence: ReplicaPresence
-    slots: int
     lease: timedelta
     jobs: Sequence[JobProgress]
 
@@ -183,7 +195,7 @@ class Beat(Operation[list[Pulse]]):
 
     @property
     def arguments(self) -> list[Argument]:
-        presence = json.dumps({**asdict(self.presence), "slots": self.slots})
+        presence = json.dumps(asdict(self.presence))
         lease = _milliseconds(self.lease)
         arguments: list[Argument] = [
             keys.JOB, lease, self.presence.id, presence, lease, keys.CHANNEL + self.app,
@@ -219,7 +231,7 @@ class Finish(Operation[Ending]):
     image_seeds: Sequence[int] = ()
     metrics: ComputeMetrics | None = None
     error: JobFailure | None = None
-    seconds: float = 0.0  # of the replica's time: the moving average behind every ETA
+    measured: Measured | None = None  # of a succeeded job: the app's pace learns from it
 
     @property
     def keys(self) -> list[str]:
@@ -236,10 +248,11 @@ class Finish(Operation[Ending]):
             "metrics": asdict(self.metrics) if self.metrics else None,
             "error": asdict(self.error) if self.error else None,
         }
+        observations = self.measured.observations if self.measured else []
         return [
             self.job_id, self.fence, self.status, json.dumps(meta),
-            int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, round(self.seconds, 4),
-            *_budget(self.results),
+            int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, *_budget(self.results),
+            FADING, *(part for pair in observations for part in pair),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Ending:
@@ -362,10 +375,12 @@ class Drain(Operation[int]):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewApp(Operation[AppStatus]):
-    """An app at one moment."""
+    """An app at one moment; with the work before a job, if that is asked for."""
 
     script: ClassVar[str] = "view_app"
     app: str
+    before: str | None = None  # a job's id, or END_OF_QUEUE
+    limit: int = 200  # jobs told one by one, of those that wait and of those that run
 
     @property
     def keys(self) -> list[str]:
@@ -374,31 +389,25 @@ class ViewApp(Operation[AppStatus]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return []
+        return [keys.JOB, self.before or "", self.limit]
 
     def read(self, reply: Any) -> AppStatus:
-        now, queued, running, texts, (broken, seconds_per_job, load_seconds, wish, device) = reply
-        replicas, slots = list[ReplicaPresence](), 0
-        for text in texts:
-            fields = json.loads(text)
-            presence = ReplicaPresence(
-                id=fields["id"], state=AppState(fields["state"]), phase=fields["phase"],
-                pid=fields["pid"], node=fields["node"],
-            )  # fmt: skip
-            replicas.append(presence)
-            slots += fields["slots"] if presence.state is not AppState.LOADING else 0
-        replicas.sort(key=lambda presence: presence.id)
+        now, queued, running, presences, notes, work = reply
+        broken, wish, device, file_bytes, load, *lines = texts(notes)
+        replicas = sorted((_presence(text, now) for text in presences), key=lambda told: told.id)
         return AppStatus(
-            state=app_state(replicas, slots, queued + running, broken=broken is not None),
+            state=app_state(replicas, queued + running, broken=broken is not None),
             phase=replicas[0].phase if replicas else None,
             queued=queued,
             running=running,
             replicas=tuple(replicas),
-            broken_reason=broken.decode() if broken else None,
-            seconds_per_job=float(seconds_per_job) if seconds_per_job else None,
-            load_seconds=float(load_seconds) if load_seconds else None,
+            broken_reason=broken,
+            pace=Pace(**dict(zip(PACE_FIELDS, map(Line.from_text, lines), strict=True))),
+            load=LoadPace(**json.loads(load)) if load else None,
+            file_bytes=int(file_bytes) if file_bytes else None,
             wished=wish is not None and float(wish) > now,
-            device=device.decode() if device else "GPU",
+            device=device or "GPU",
+            backlog=_backlog(work) if work else None,
         )
 
 
@@ -460,10 +469,9 @@ def script_text(name: str) -> str:
     return f"{flags}\n{folder.joinpath('common.lua').read_text()}{body}"
 
 
-def app_state(
-    replicas: Sequence[ReplicaPresence], slots: int, work: int, *, broken: bool
-) -> AppState:
-    """What an app with these live replicas, ready slots and unfinished jobs can do."""
+def app_state(replicas: Sequence[ReplicaPresence], work: int, *, broken: bool) -> AppState:
+    """What an app with these live replicas and so many unfinished jobs can do."""
+    slots = sum(replica.slots for replica in replicas if replica.state is not AppState.LOADING)
     if broken:
         return AppState.BROKEN
     if not replicas:
@@ -471,6 +479,42 @@ def app_state(
     if slots == 0:
         return AppState.LOADING
     return AppState.BUSY if work >= slots else AppState.READY
+
+
+def texts(values: Any) -> list[str | None]:
+    """Redis' bytes as text."""
+    return [value.decode() if value else None for value in values]
+
+
+def _presence(text: bytes, now: int) -> ReplicaPresence:
+    """As a replica told it; how long it has been loading is counted on until now."""
+    fields: dict[str, Any] = json.loads(text)
+    told, load, _ = fields.pop("told"), fields.pop("load"), fields.pop("until")
+    state = AppState(fields.pop("state"))
+    presence = ReplicaPresence(state=state, **fields)
+    if load is None:
+        return presence
+    return replace(presence, load=LoadProgress(**load).later((now - told) / 1000))
+
+
+def _backlog(reply: Any) -> Backlog:
+    position, queued, running = reply
+    works = [Work.from_text(text) if text else None for text in texts(queued)]
+    return Backlog(
+        position=position,
+        queued=tuple(works),
+        running=tuple(
+            RunningWork(
+                job_id=job_id.decode(),
+                owner=owner.decode(),
+                work=Work.from_text(work.decode()) if work else None,
+                step=int(step),
+                seconds=seconds / 1000,
+                age=age / 1000,
+            )
+            for job_id, owner, work, step, seconds, age in running
+        ),
+    )
 
 
 def _budget(budget: ResultBudget) -> list[Argument]:

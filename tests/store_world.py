@@ -7,7 +7,7 @@ from typing import Any
 
 from redis import Redis
 
-from sdserve.apps import AppState, ReplicaPresence
+from sdserve.apps import AppState, LoadProgress, ReplicaPresence
 from sdserve.jobs import ClaimedJob, Job, JobStatus
 from sdserve.operations import (
     Beat,
@@ -67,13 +67,16 @@ class World:
         replica: str = "r1",
         state: AppState = AppState.READY,
         lease: timedelta = LEASE,
+        load: LoadProgress | None = None,
     ) -> list[Pulse]:
-        presence = ReplicaPresence(id=replica, state=state, phase="ready", pid=1, node="n")
+        presence = ReplicaPresence(
+            id=replica, state=state, phase="ready", pid=1, node="n", load=load
+        )
         told = [
             JobProgress(job_id=job.id, fence=job.fence, step=3, phase="step 3 of 20")
             for job in jobs
         ]
-        return self.store.run(Beat(app=APP, presence=presence, slots=1, lease=lease, jobs=told))
+        return self.store.run(Beat(app=APP, presence=presence, lease=lease, jobs=told))
 
     def images(self, names: Sequence[str]) -> list[bytes | None]:
         """The bytes behind these keys."""

@@ -11,6 +11,7 @@ from sdserve.errors import GenerationError, StoreUnavailableError
 from sdserve.generation import ComputeMetrics
 from sdserve.jobs import ClaimedJob, JobFailure, JobStatus
 from sdserve.operations import Ending, Finish
+from sdserve.pace import Measured
 from sdserve.store import RedisJobStore
 from workers.heartbeat import Heartbeat
 from workers.patience import patiently
@@ -90,7 +91,7 @@ class Finisher:
             result_keys=names,
             image_seeds=seeds,
             metrics=metrics,
-            seconds=sum(run.seconds.values()),
+            measured=run.measured,
         )
 
     def _bill(self, run: JobRun) -> ComputeMetrics:
@@ -122,7 +123,7 @@ class Finisher:
         result_keys: list[str] | None = None,
         image_seeds: list[int] | None = None,
         metrics: ComputeMetrics | None = None,
-        seconds: float = 0.0,
+        measured: Measured | None = None,
     ) -> None:
         finish = Finish(
             app=self._spec.name,
@@ -135,7 +136,7 @@ class Finisher:
             result_keys=result_keys or [],
             image_seeds=image_seeds or [],
             metrics=metrics,
-            seconds=seconds,
+            measured=measured,
         )
         try:
             if patiently(lambda: self._store.run(finish)) is Ending.LOST:

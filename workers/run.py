@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdserve.jobs import ClaimedJob
+from sdserve.pace import Measured, Work
 from workers.metering import Meter
 
 if TYPE_CHECKING:  # the engine imports torch; the replica must be able to start without it
@@ -42,6 +43,16 @@ class JobRun:
         if self.steps_done < total:
             return f"step {self.steps_done} of {total}"
         return "encoding the image"
+
+    @property
+    def measured(self) -> Measured:
+        """What it took, once it is done."""
+        return Measured(
+            work=Work.of(self.job.params),
+            denoise_seconds=self.seconds["denoise"],
+            picture_seconds=self.seconds["encode"] + self.seconds["decode"],
+            file_seconds=self.seconds["image_encode"],
+        )
 
     @contextmanager
     def timed(self, part: str) -> Generator[None]:

@@ -8,6 +8,7 @@ local replicas, lease, channel = KEYS[1], KEYS[2], ARGV[6]
 local now = server_ms()
 local presence = cjson.decode(ARGV[4])
 presence['until'] = now + tonumber(ARGV[5])
+presence['told'] = now
 redis.call('HSET', replicas, ARGV[3], cjson.encode(presence))
 redis.call('EXPIRE', replicas, 86400)
 local fields = redis.call('HGETALL', replicas)
@@ -24,7 +25,7 @@ for i = 7, #ARGV, 4 do
   local held = redis.call('HMGET', job, 'status', 'attempt', 'cancel', 'phase')
   if held[1] == 'running' and held[2] == ARGV[i + 1] then
     redis.call('ZADD', lease, 'XX', now + tonumber(ARGV[2]), ARGV[i])
-    redis.call('HSET', job, 'step', ARGV[i + 2], 'phase', ARGV[i + 3])
+    redis.call('HSET', job, 'step', ARGV[i + 2], 'phase', ARGV[i + 3], 'told', now)
     if held[4] ~= ARGV[i + 3] then redis.call('PUBLISH', channel, ARGV[i]) end
     words[#words + 1] = held[3] and 'cancel' or 'ok'
   else

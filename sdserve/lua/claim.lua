@@ -19,8 +19,8 @@ while #claimed < tonumber(ARGV[3]) do
       redis.call('HSET', clock, priority, start)
     end
     local attempt = redis.call('HINCRBY', job, 'attempt', 1)
-    redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'step', 0,
-      'phase', 'starting')
+    redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'told', now,
+      'step', 0, 'phase', 'starting')
     redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)
     local facts = redis.call('HMGET', job, 'request', 'created')
     claimed[#claimed + 1] = {id, attempt, facts[1], now - facts[2]}

@@ -8,16 +8,25 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from sdserve import keys
-from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
+from sdserve.apps import (
+    AppSpec,
+    AppState,
+    AppStatus,
+    Backlog,
+    LoadPace,
+    ReplicaPresence,
+    RunningWork,
+)
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
 from sdserve.limits import ResultBudget
 from sdserve.operations import (
+    END_OF_QUEUE,
     Admission,
     Beat,
     Cancel,
@@ -37,6 +46,7 @@ from sdserve.operations import (
     ViewJob,
     app_state,
 )
+from sdserve.pace import Pace, Work
 
 Reply = TypeVar("Reply")
 
@@ -55,6 +65,7 @@ class _Record:
     started: float | None = None
     ended: float | None = None
     step: int = 0
+    told: float = 0  # when its replica said so
     phase: str | None = None
     owner: str | None = None
     is_cancelled: bool = False
@@ -71,12 +82,13 @@ class _Record:
 class _App:
     queue: dict[str, float] = field(default_factory=dict)  # job id -> score
     leases: dict[str, float] = field(default_factory=dict)  # job id -> end
-    replicas: dict[str, tuple[ReplicaPresence, int, float]] = field(default_factory=dict)
+    replicas: dict[str, tuple[ReplicaPresence, float, float]] = field(default_factory=dict)
     clock: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
     shares: dict[tuple[int, str], float] = field(default_factory=dict)
     broken: JobFailure | None = None
-    seconds_per_job: float | None = None
-    load_seconds: float | None = None
+    pace: Pace = field(default_factory=Pace)
+    load: LoadPace | None = None
+    file_bytes: int | None = None
     load_failures: int = 0
     wish_until: float = 0
     device: str = "GPU"
@@ -84,9 +96,13 @@ class _App:
     def in_order(self) -> list[str]:
         return sorted(self.queue, key=lambda job_id: (self.queue[job_id], job_id))
 
-    def live(self, now: float) -> list[tuple[ReplicaPresence, int]]:
-        in_order = sorted(self.replicas.values(), key=lambda replica: replica[0].id)
-        return [(presence, slots) for presence, slots, until in in_order if until > now]
+    def live(self, now: float) -> list[ReplicaPresence]:
+        live = list[ReplicaPresence]()
+        for presence, told, until in self.replicas.values():
+            load = presence.load and presence.load.later(now - told)
+            if until > now:
+                live.append(replace(presence, load=load))
+        return sorted(live, key=lambda presence: presence.id)
 
 
 class InMemoryJobStore:
@@ -154,7 +170,9 @@ class InMemoryJobStore:
             oldest = min(stored for _, stored in self._results.values())
             left = oldest + op.limits.results.keep.total_seconds() - now
             return answer(Admission.STORAGE_FULL, room_after=timedelta(seconds=max(0.0, left)))
-        slots = sum(n for presence, n in app.live(now) if presence.state is not AppState.LOADING)
+        slots = sum(
+            presence.slots for presence in app.live(now) if presence.state is not AppState.LOADING
+        )
         busy = len(app.queue) + len(app.leases)
         share = (op.priority, op.client)
         start = max(app.clock[op.priority], app.shares.get(share, 0))
@@ -184,6 +202,7 @@ class InMemoryJobStore:
             app.clock[priority] = max(app.clock[priority], start)
             record.attempt += 1
             record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
+            record.told = now
             record.step, record.phase = 0, "starting"
             app.leases[job_id] = now + op.lease.total_seconds()
             claimed.append(
@@ -202,20 +221,20 @@ class InMemoryJobStore:
         app = self._apps[op.app]
         until = now + op.lease.total_seconds()
         mine = op.presence.id
-        app.replicas[mine] = (op.presence, op.slots, until)
+        app.replicas[mine] = (op.presence, now, until)
         for name, (presence, _, end) in list(app.replicas.items()):
             if end <= now and name != mine:
                 del app.replicas[name]
                 app.load_failures += presence.state is AppState.LOADING
-        return [self._pulse(app, job, until) for job in op.jobs]
+        return [self._pulse(app, job, now, until) for job in op.jobs]
 
-    def _pulse(self, app: _App, job: JobProgress, until: float) -> Pulse:
+    def _pulse(self, app: _App, job: JobProgress, now: float, until: float) -> Pulse:
         record = self._jobs.get(job.job_id)
         if record is None or not _holds(record, job.fence):
             return Pulse.LOST
         if job.job_id in app.leases:
             app.leases[job.job_id] = until
-        record.step, record.phase = job.step, job.phase
+        record.step, record.phase, record.told = job.step, job.phase, now
         return Pulse.CANCEL if record.is_cancelled else Pulse.OK
 
     def _finish(self, op: Finish, now: float) -> Ending:
@@ -240,9 +259,8 @@ class InMemoryJobStore:
                     self._results[name] = (len(blob), now)
             self._make_room(op.results, now)
         app.leases.pop(op.job_id, None)
-        if status is JobStatus.SUCCEEDED:
-            before = op.seconds if app.seconds_per_job is None else app.seconds_per_job
-            app.seconds_per_job = before * 0.7 + op.seconds * 0.3
+        if status is JobStatus.SUCCEEDED and op.measured:
+            app.pace = app.pace.seen(op.measured)
         self._end(record, status, now, op.job_ttl)
         cancelled = status is JobStatus.CANCELLED
         return Ending.CANCELLED if cancelled else Ending.FINISHED
@@ -304,22 +322,46 @@ class InMemoryJobStore:
 
     def _view_app(self, op: ViewApp, now: float) -> AppStatus:
         app = self._apps[op.app]
-        live = app.live(now)
-        replicas = tuple(presence for presence, _ in live)
-        slots = sum(n for presence, n in live if presence.state is not AppState.LOADING)
+        replicas = tuple(app.live(now))
         work = len(app.queue) + len(app.leases)
         return AppStatus(
-            state=app_state(replicas, slots, work, broken=app.broken is not None),
+            state=app_state(replicas, work, broken=app.broken is not None),
             phase=replicas[0].phase if replicas else None,
             queued=len(app.queue),
             running=len(app.leases),
             replicas=replicas,
             broken_reason=app.broken.message if app.broken else None,
-            seconds_per_job=app.seconds_per_job,
-            load_seconds=app.load_seconds,
+            pace=app.pace,
+            load=app.load,
+            file_bytes=app.file_bytes,
             wished=app.wish_until > now,
             device=app.device,
+            backlog=self._backlog(app, op, now) if op.before else None,
         )
+
+    def _backlog(self, app: _App, op: ViewApp, now: float) -> Backlog:
+        in_order = app.in_order()
+        if op.before == END_OF_QUEUE:
+            position = len(in_order)
+        else:
+            position = in_order.index(op.before) if op.before in app.queue else None
+        ahead = [self._jobs[job_id] for job_id in in_order[: min(position or 0, op.limit)]]
+        by_end = sorted(app.leases, key=lambda job_id: (app.leases[job_id], job_id))
+        running = list[RunningWork]()
+        for job_id in by_end[: op.limit]:
+            record = self._jobs[job_id]
+            running.append(
+                RunningWork(
+                    job_id=job_id,
+                    owner=record.owner or "",
+                    work=Work.of(record.submit.params),
+                    step=record.step,
+                    seconds=record.told - (record.started or 0),
+                    age=now - record.told,
+                )
+            )
+        works = tuple(Work.of(record.submit.params) for record in ahead)
+        return Backlog(position=position, queued=works, running=tuple(running))
 
     def _view_job(self, op: ViewJob, now: float) -> Job:
         record = self._alive(op.job_id, now)
@@ -434,10 +476,10 @@ class InMemoryJobStore:
         with self._lock:
             self._apps[app].replicas.pop(replica, None)
 
-    def note_load(self, app: str, seconds: float) -> None:
-        """Remember how long a start took, for the next cold ETA; it ends a run of failures."""
+    def note_load(self, app: str, load: LoadPace) -> None:
+        """Remember what a start took, for the next cold ETA; it ends a run of failures."""
         with self._lock:
-            self._apps[app].load_seconds = seconds
+            self._apps[app].load = load
             self._apps[app].load_failures = 0
 
     def count_load_failure(self, app: str) -> int:
@@ -478,6 +520,7 @@ class InMemoryJobStore:
         with self._lock:
             self._specs[spec.name] = spec
             self._apps[spec.name].device = "GPU" if spec.num_gpus else "CPU"
+            self._apps[spec.name].file_bytes = sum(f.size for f in spec.checkpoint.files)
 
     def unregister_app(self, app: str) -> None:
         with self._lock:

@@ -31,6 +31,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no priorities", "-tonumber(priority) * 1e12", "0"),
         ("no shares", "tonumber(redis.call('HGET', shares, share) or 0)", "0"),
         ("no clock", "tonumber(redis.call('HGET', clock, priority) or 0)", "0"),
+        ("no work", "'work', ARGV[17]", "'work', '1 1 1 1 1'"),
     ],
     "claim": [
         ("no clock", "redis.call('HSET', clock, priority, start)", ""),
@@ -53,6 +54,17 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("keeps the lease", "redis.call('ZREM', lease, id)", ""),
         ("keeps a loser's images", "redis.call('DEL', KEYS[i]) end\n  return 'lost'",
          "redis.call('EXISTS', KEYS[i]) end\n  return 'lost'"),
+        ("learns from the cancelled", "if status == 'succeeded' and ARGV[11]", "if ARGV[11]"),
+        ("learns for good", "* fading", "* 1"),
+        ("learns one line only", "ipairs({'pace_step', 'pace_picture', 'pace_file'})",
+         "ipairs({'pace_step'})"),
+    ],
+    "view_app": [
+        ("all that waits", "'ZRANGE', queue, 0, told - 1", "'ZRANGE', queue, 0, -1"),
+        ("no bound", "math.min(position or 0, limit)", "position or 0"),
+        ("the first has all before it", "told > 0 and", "true and"),
+        ("nobody runs", "'ZRANGE', lease, 0, limit - 1", "'ZRANGE', lease, 0, 0, 'REV'"),
+        ("silent for ever", "now - last}", "now}"),
     ],
     "release": [
         ("no fence", "or held[2] ~= ARGV[2]", ""),

@@ -19,11 +19,12 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
-from sdserve.apps import AppState, ReplicaPresence
+from sdserve.apps import AppState, AppStatus, LoadPace, LoadProgress, ReplicaPresence
 from sdserve.errors import SdServeError
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
 from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import (
+    END_OF_QUEUE,
     Admission,
     Beat,
     Cancel,
@@ -39,6 +40,7 @@ from sdserve.operations import (
     ViewApp,
     ViewJob,
 )
+from sdserve.pace import Measured, Work
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
 from tests.values import JOB_TTL, METRICS, params, submit
@@ -56,6 +58,17 @@ clients = st.sampled_from(CLIENTS)
 budgets = st.builds(
     ResultBudget, bytes=st.sampled_from([10, 40, 1000]), ttl=st.just(HOUR), keep=SPANS
 )
+measurements = st.builds(
+    Measured,
+    work=st.sampled_from(
+        [
+            Work.of(params(num_inference_steps=steps, width=side, num_images=2))
+            for steps, side in ((1, 64), (20, 128), (60, 256))
+        ]
+    ),
+    denoise_seconds=st.floats(0, 100), picture_seconds=st.floats(0, 10),
+    file_seconds=st.floats(0, 10),
+)  # fmt: skip
 limits = st.builds(
     Limits, jobs=st.sampled_from([5, 100]), client_jobs=st.sampled_from([2, 100]), results=budgets
 )
@@ -122,17 +135,22 @@ class Stores(RuleBasedStateMachine):
         self, claim: tuple[str, ClaimedJob], lease: timedelta, state: AppState, step: int
     ) -> None:
         app, job = claim
-        presence = ReplicaPresence(id=f"r{step % 3}", state=state, phase="p", pid=1, node="n")
+        load = LoadProgress(seconds=1.0, bytes=step, size=20, reading_seconds=0.5)
+        presence = ReplicaPresence(
+            id=f"r{step % 3}", state=state, phase="p", pid=1, node="n",
+            load=load if state is AppState.LOADING else None,
+        )  # fmt: skip
         told = JobProgress(job_id=job.id, fence=job.fence, step=step, phase=f"step {step}")
-        self.both(Beat(app=app, presence=presence, slots=1, lease=lease, jobs=[told]))
+        self.both(Beat(app=app, presence=presence, lease=lease, jobs=[told]))
 
     @rule(
         claim=claims, status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED]),
         results=budgets, images=st.lists(st.sampled_from([b"", b"12345", b"1" * 20]), max_size=2),
+        measured=st.none() | measurements,
     )  # fmt: skip
     def finishes(
         self, claim: tuple[str, ClaimedJob], status: JobStatus, results: ResultBudget,
-        images: list[bytes],
+        images: list[bytes], measured: Measured | None,
     ) -> None:  # fmt: skip
         app, job = claim
         names, metrics, error = list[str](), None, None
@@ -147,7 +165,7 @@ class Stores(RuleBasedStateMachine):
             Finish(
                 app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
                 results=results, result_keys=names, image_seeds=list(range(len(names))),
-                metrics=metrics, error=error, seconds=2.0,
+                metrics=metrics, error=error, measured=measured if metrics else None,
             )
         )  # fmt: skip
         while self.redis.time() < (before[0], before[1] + 1000):
@@ -177,6 +195,12 @@ class Stores(RuleBasedStateMachine):
         self.real.heal(app)
         self.model.heal(app)
 
+    @rule(app=apps, seconds=st.floats(0, 100))
+    def has_loaded(self, app: str, seconds: float) -> None:
+        pace = LoadPace(seconds=seconds, reading_seconds=seconds / 2, size=20)
+        self.real.note_load(app, pace)
+        self.model.note_load(app, pace)
+
     @rule(app=apps)
     def leaves(self, app: str) -> None:
         self.real.leave(app, "r1")
@@ -185,11 +209,12 @@ class Stores(RuleBasedStateMachine):
     @invariant()
     def looks_the_same(self) -> None:
         for app in APPS:
-            self.both(ViewApp(app=app))
+            self.both(ViewApp(app=app, before=END_OF_QUEUE))
             assert self.real.load_failures(app) == self.model.load_failures(app)
         assert self.real.unfinished() == self.model.unfinished()
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
+            self.both(ViewApp(app=self.ids[job_id], before=job_id))
             if isinstance(job, Job) and job.result_keys:
                 kept: Any = self.redis.mget(list(job.result_keys))
                 assert kept == self.model.results(job.result_keys)
@@ -204,6 +229,19 @@ def _timeless(outcome: Any) -> Any:
                 started_at=outcome.started_at is not None,
                 finished_at=outcome.finished_at is not None,
             )
+        case AppStatus():
+            replicas = (
+                replace(told, load=told.load and replace(told.load, seconds=0, reading_seconds=0))
+                for told in outcome.replicas
+            )
+            backlog = outcome.backlog and replace(
+                outcome.backlog,
+                running=tuple(
+                    replace(run, seconds=0, age=0)
+                    for run in sorted(outcome.backlog.running, key=lambda run: run.job_id)
+                ),
+            )
+            return replace(outcome, replicas=tuple(replicas), backlog=backlog)
         case Submitted():
             return replace(outcome, room_after=outcome.room_after is not None)
         case [ClaimedJob(), *_]:

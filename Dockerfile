@@ -1,4 +1,4 @@
-# The image of all our processes: Ray head with Serve and the gateway, Ray nodes, RQ worker.
+# The image of all our processes: Ray head with Serve and the gateway, Ray nodes, RQ workers.
 # On a GPU host torch==2.13.0 resolves to its CUDA build: run with the NVIDIA container toolkit.
 FROM python:3.11-slim-bookworm
 

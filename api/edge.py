@@ -10,6 +10,7 @@ from datetime import timedelta
 from redis.exceptions import RedisError
 from starlette.types import Receive
 
+from api.caller import Callers
 from api.hang_up import ClientGoneError, unless_gone
 from api.job_events import JobEvents
 from sdserve.apps import AppStatus
@@ -32,6 +33,7 @@ class EdgeSettings:
     redis_url: str
     job_ttl: timedelta
     sync_wait: timedelta  # how long a synchronous request is held before it becomes a 202
+    is_key_required: bool = False  # an API key; who shows an invalid one is always refused
     limits: Limits = field(default_factory=Limits)
     max_body_bytes: int = 2**20
     body_timeout: timedelta = timedelta(seconds=10)  # for all of a body to arrive
@@ -44,6 +46,7 @@ class Edge:
         self.settings = settings
         self._redis = connect_async(settings.redis_url)
         self.store = AsyncJobStore(self._redis)
+        self.callers = Callers(self.store, is_required=settings.is_key_required)
         self._events = JobEvents(settings.redis_url, self.job)
         self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api.body_limit import BodyLimit
+from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
 from api.job_routes import JobRoutes
 from api.problems import install, problem_responses
@@ -30,11 +31,12 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         lifespan=lifespan,
     )
     install(app)
+    app.state.callers = edge.callers
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
     app.include_router(JobRoutes(edge).router())
 
-    @app.get("/v1/models", tags=["models"], responses=problem_responses(500, 503))
-    async def models() -> ModelList:
+    @app.get("/v1/models", tags=["models"], responses=problem_responses(401, 500, 503))
+    async def models(_caller: KnownCaller) -> ModelList:
         """Every deployed app in the OpenAI list shape."""
         apps = await edge.store.apps()
         statuses = await edge.store.statuses(list(apps))
@@ -52,7 +54,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         return ProcessAlive()
 
     @app.post("/{name}/v1/generate", include_in_schema=False)
-    async def unknown_app(name: str) -> None:
+    async def unknown_app(name: str, _caller: KnownCaller) -> None:
         """Only requests to apps that are not deployed end here: apps have longer routes."""
         raise AppNotFoundError(name, list(await edge.store.apps()))
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.body_limit import BodyLimit
+from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
 from api.estimate import full_queue_retry_after, full_server_retry_after, retry_after
 from api.hang_up import ClientGoneError
@@ -59,7 +60,7 @@ IdempotencyKey = Annotated[
 _GENERATE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}},
     202: {"model": JobResponse, "description": "cold or busy: poll the job"},
-    **problem_responses(400, 406, 408, 409, 413, 422, 429, 500, 503),
+    **problem_responses(400, 401, 406, 408, 409, 413, 422, 429, 500, 503),
 }
 
 
@@ -79,6 +80,7 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
         lifespan=lifespan,
     )
     install(app)
+    app.state.callers = edge.callers
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
     front = Ingress(spec, edge)
     app.post(
@@ -91,7 +93,7 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
     app.get("/v1/health", tags=["health"], responses=away)(front.health)
     app.get("/v1/health/ready", tags=["health"], responses=away)(front.ready)
     app.get("/v1/health/live", tags=["health"])(front.live)
-    app.get("/v1/models", tags=["models"], responses=away)(front.models)
+    app.get("/v1/models", tags=["models"], responses=problem_responses(401, 500, 503))(front.models)
     app.include_router(JobRoutes(edge, spec.name).router())
     return app
 
@@ -107,6 +109,7 @@ class Ingress:
         self,
         body: GenerateRequest,
         request: Request,
+        caller: KnownCaller,
         prefer: Prefer = None,
         accept: Accept = None,
         key: IdempotencyKey = None,
@@ -124,6 +127,7 @@ class Ingress:
                 params=body.to_params(self._spec.defaults, raw or ImageFormat.BASE64),
                 queue_limit=self._spec.queue_limit,
                 digest=_digest(body),
+                client=caller.client,
                 limits=self._edge.settings.limits,
                 idempotency_key=idempotency_key(key),
                 priority=body.priority,
@@ -165,7 +169,7 @@ class Ingress:
         """This ingress process answers (liveness probe)."""
         return ProcessAlive()
 
-    async def models(self) -> ModelList:
+    async def models(self, _caller: KnownCaller) -> ModelList:
         """This app's checkpoint in the OpenAI list shape."""
         (sha256,) = await self._edge.store.sha256s([self._spec.checkpoint.file])
         return ModelList(data=[ModelBody.of(self._spec, await self._status(), sha256)])

@@ -19,6 +19,7 @@ from sdserve import keys
 from sdserve.async_store import connect_async
 from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
 from sdserve.jobs import Job
+from sdserve.news import Change, read_news
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,9 @@ class JobEvents:
                 for job_id in list(self._waiting):
                     await self._tell(job_id)
             elif message["type"] == "pmessage":
-                await self._tell(message["data"].decode())
+                news = read_news(message["channel"], message["data"])
+                if news.change is Change.ENDED:
+                    await self._tell(news.job_id)
 
     async def _tell(self, job_id: str) -> None:
         if job_id not in self._waiting:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
+from api.caller import Caller, KnownCaller
 from api.edge import Edge
 from api.estimate import retry_after
 from api.preferences import MAX_WAIT
@@ -24,11 +25,11 @@ _IMAGE_ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": "the image",
         "content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}},
     },
-    **problem_responses(404, 410, 422, 500, 503),
+    **problem_responses(401, 404, 410, 422, 500, 503),
 }
 _CANCEL_ANSWERS: dict[int | str, dict[str, Any]] = {
     202: {"model": JobResponse, "description": "running: it stops within a step"},
-    **problem_responses(404, 409, 410, 422, 500, 503),
+    **problem_responses(401, 404, 409, 410, 422, 500, 503),
 }
 
 
@@ -41,7 +42,7 @@ class JobRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-        router.get("/{job_id}", responses=problem_responses(404, 410, 422, 500, 503))(self.job)
+        router.get("/{job_id}", responses=problem_responses(401, 404, 410, 422, 500, 503))(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
         for path, answer in (("", self.first_image), ("/{number}", self.image)):
             router.get("/{job_id}/image" + path, response_class=Response, responses=_IMAGE_ANSWERS)(
@@ -49,14 +50,16 @@ class JobRoutes:
             )
         return router
 
-    async def job(self, job_id: JobId, response: Response, wait: LongPoll = 0) -> JobResponse:
+    async def job(
+        self, job_id: JobId, caller: KnownCaller, response: Response, wait: LongPoll = 0
+    ) -> JobResponse:
         """The job as it stands, or as soon as it is final."""
-        await self._own(job_id)
+        await self._own(job_id, caller)
         return await self._answer(await self._edge.wait(job_id, wait), response)
 
-    async def cancel(self, job_id: JobId, response: Response) -> JobResponse:
+    async def cancel(self, job_id: JobId, caller: KnownCaller, response: Response) -> JobResponse:
         """Cancel: a queued job at once (200), a running one within a step (202)."""
-        job = await self._own(job_id)
+        job = await self._own(job_id, caller)
         cancel = Cancel(app=job.app, job_id=job.id, job_ttl=self._edge.settings.job_ttl)
         was = await self._edge.store.run(cancel)
         if was is JobStatus.RUNNING:
@@ -66,13 +69,13 @@ class JobRoutes:
             raise HttpProblemError(409, "job_is_final", message)
         return await self._answer(await self._edge.job(job_id), response)
 
-    async def first_image(self, job_id: JobId) -> Response:
+    async def first_image(self, job_id: JobId, caller: KnownCaller) -> Response:
         """The bytes of the first image."""
-        return await self.image(job_id, 0)
+        return await self.image(job_id, 0, caller)
 
-    async def image(self, job_id: JobId, number: ImageNumber) -> Response:
+    async def image(self, job_id: JobId, number: ImageNumber, caller: KnownCaller) -> Response:
         """The bytes of one image, counted from 0."""
-        await self._own(job_id)
+        await self._own(job_id, caller)
         picture = await self._edge.image(job_id, number)
         # A result never changes, so its name is its version.
         headers = {
@@ -82,8 +85,8 @@ class JobRoutes:
         }
         return Response(picture.data, media_type=picture.media_type, headers=headers)
 
-    async def _own(self, job_id: str) -> Job:
-        job = await self._edge.job(job_id)
+    async def _own(self, job_id: str, caller: Caller) -> Job:
+        job = caller.see(await self._edge.job(job_id))
         if self._app is not None and job.app != self._app:
             raise JobNotFoundError(job_id)
         return job

@@ -23,6 +23,7 @@ from sdserve.errors import (
     OverloadError,
     SdServeError,
     StoreUnavailableError,
+    UnauthorizedError,
 )
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ _STATUS: list[tuple[type[SdServeError], int]] = [
     (OverloadError, 503),
     (AppBrokenError, 503),
     (AppNotFoundError, 404),
+    (UnauthorizedError, 401),
     (JobNotFoundError, 404),
     (JobExpiredError, 410),
     (OutOfMemoryError, 422),
@@ -113,16 +115,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(SdServeError)
     async def ours(_request: Request, error: SdServeError) -> JSONResponse:
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        headers, errors, job_id = dict[str, str](), None, None
-        if isinstance(error, OverloadError):
-            headers["Retry-After"] = str(error.retry_after)
+        errors, job_id = None, None
         if isinstance(error, StoreUnavailableError):
-            headers["Retry-After"] = str(STORE_RETRY_AFTER)
             job_id = error.job_id
         if isinstance(error, InvalidParameterError):
             errors = [FieldProblem(field=error.field, message=error.message)]
         return problem(
-            status, error.code, str(error), errors=errors, job_id=job_id, headers=headers
+            status, error.code, str(error), errors=errors, job_id=job_id, headers=_headers(error)
         )
 
     @app.exception_handler(HttpProblemError)
@@ -155,6 +154,20 @@ def install(app: FastAPI) -> None:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         detail = "The server failed on this request; its log has the traceback."
         return problem(500, "internal_error", detail)
+
+
+def _headers(error: SdServeError) -> dict[str, str]:
+    match error:
+        case OverloadError():
+            return {"Retry-After": str(error.retry_after)}
+        case StoreUnavailableError():
+            return {"Retry-After": str(STORE_RETRY_AFTER)}
+        case UnauthorizedError():
+            # RFC 6750, section 3: no error code for who showed nothing.
+            why = ', error="invalid_token"' if error.is_token_given else ""
+            return {"WWW-Authenticate": f'Bearer realm="sdserve"{why}'}
+        case _:
+            return {}
 
 
 def _field(item: dict[str, Any]) -> str:

@@ -18,12 +18,11 @@ from typing import Any, Self, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
-from deploy_scripts.client import Picture
 from deploy_scripts.prompt_file import Prompt
+from sdserve.client import Picture
+from sdserve.client.files import save_pictures, write_whole
 from sdserve.errors import SdServeError
 from sdserve.jobs import JobFailure, JobStatus
-
-_SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
 class BatchFolderError(SdServeError):
@@ -87,6 +86,7 @@ class BatchFolder:
 
         Raises:
             BatchFolderError: not a folder of ours, damaged, or in use by another run.
+            NotSavedError: the disk refuses.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -138,18 +138,10 @@ class BatchFolder:
         """Write the images, each complete or not at all.
 
         Raises:
-            BatchFolderError: the disk refuses.
+            NotSavedError: the disk refuses.
         """
-        names: list[str] = []
-        for k, picture in enumerate(pictures, start=1):
-            part = f"-{k}" if len(pictures) > 1 else ""
-            name = f"{task.prompt.number:04d}{part}{_SUFFIXES.get(picture.media_type, '.bin')}"
-            try:
-                _write_whole(self.path / name, picture.data)
-            except OSError as error:
-                raise BatchFolderError(self.path / name, f"{error.strerror or error}.") from error
-            names.append(name)
-        return tuple(names)
+        stem = f"{task.prompt.number:04d}"
+        return tuple(path.name for path in save_pictures(self.path, stem, pictures))
 
     def append(self, record: Record, replaces: tuple[str, ...]) -> None:
         """Make the outcome durable, then drop the images that it replaces.
@@ -196,7 +188,7 @@ def _batch_id(path: Path) -> str:
                 path, "holds results but no batch.json: choose a new folder for --out."
             ) from None
         batch_id = secrets.token_hex(8)
-        _write_whole(file, json.dumps({"id": batch_id}).encode() + b"\n")
+        write_whole(file, json.dumps({"id": batch_id}).encode() + b"\n")
         return batch_id
     except (ValueError, KeyError, TypeError) as error:
         raise BatchFolderError(file, "is damaged: choose a new folder for --out.") from error
@@ -223,15 +215,6 @@ def _records(file: Path) -> list[Record]:
             )
             raise BatchFolderError(file, reason) from error
     return records
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from deploy_scripts.batch_folder import BatchFolder, Record, Task
-from deploy_scripts.client import ApiError, JobView, SdClient
 from deploy_scripts.progress import describe
+from sdserve.client import ApiError, JobView, SdClient
 from sdserve.jobs import JobFailure, JobStatus
 
 _WAIT = 5.0  # seconds of one long poll; the end of the job answers it early
@@ -120,8 +120,8 @@ class BatchRun:
         """Do all tasks. A record is durable before it is shown.
 
         Raises:
-            ClientError: the server went away, or refuses everything.
-            BatchFolderError: the disk refuses.
+            ClientError: the server went away, or refuses everything; a picture cannot be saved.
+            BatchFolderError: results.jsonl cannot be written.
         """
         for task in tasks:
             self._tasks.put(task)

@@ -35,12 +35,13 @@ class Surroundings:
     replica: ReplicaSettings
 
     @classmethod
-    def of(cls, settings: Settings, redis_url: str) -> "Surroundings":
+    def of(cls, settings: Settings, redis_url: str, *, is_key_required: bool) -> "Surroundings":
         return cls(
             edge=EdgeSettings(
                 redis_url=redis_url,
                 job_ttl=settings.job_ttl,
                 sync_wait=SYNC_WAIT,
+                is_key_required=is_key_required,
                 limits=settings.limits,
                 max_body_bytes=settings.max_body_bytes,
                 body_timeout=settings.body_timeout,

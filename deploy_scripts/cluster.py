@@ -3,7 +3,6 @@
 A local one is started when needed, found again by later commands, and stopped by its own pid.
 """
 
-import ipaddress
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdserve.daemon import Daemon
 from sdserve.errors import DeployError
+from sdserve.loopback import is_loopback
 from sdserve.settings import Settings
 from workers.standby import ensure_standby
 
@@ -178,11 +178,7 @@ def refuse_unreachable_redis(redis_url: str) -> None:
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     host = urlsplit(redis_url).hostname or "localhost"
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = host == "localhost"
-    if len(nodes) > 1 and is_loopback:
+    if len(nodes) > 1 and is_loopback(host):
         message = (
             f"The Ray cluster has {len(nodes)} nodes, but Redis listens on {host} only: "
             "set REDIS_URL to a Redis that every node can reach."

@@ -60,8 +60,27 @@ class Deployer:
     def __init__(self, settings: Settings, redis_url: str) -> None:
         self.redis = connect(redis_url, reply_timeout=5)
         self.store = RedisJobStore(self.redis)
-        self._surroundings = Surroundings.of(settings, redis_url)
-        self._job_ttl = settings.job_ttl
+        self._settings = settings
+        self._redis_url = redis_url
+
+    def start_serve(self) -> None:
+        """Start Serve's HTTP proxy unless it runs.
+
+        Raises:
+            DeployError: the port is taken.
+        """
+        if not cluster.serve_runs():
+            self.store.note_key_required(is_required=self._settings.is_key_required)
+        cluster.start_serve(self._settings)
+
+    @property
+    def is_key_required(self) -> bool:
+        """Whether what is deployed now asks for an API key.
+
+        It does when Serve was started so. A later command, whose environment may be another, can
+        only ask for more: the address that Serve listens on does not change with it.
+        """
+        return self._settings.is_key_required or self.store.is_key_required()
 
     def specify(self, files: Iterable[Path], wishes: Wishes) -> list[AppSpec]:
         """Check files and wishes; nothing is deployed yet.
@@ -123,7 +142,7 @@ class Deployer:
             self.store.heal(spec.name)
             try:
                 serve.run(
-                    build_app(spec, self._surroundings), name=spec.name, route_prefix=spec.route
+                    build_app(spec, self._surroundings()), name=spec.name, route_prefix=spec.route
                 )
             except RuntimeError as error:
                 self._unregister(spec.name, known)
@@ -137,7 +156,7 @@ class Deployer:
     def deploy_gateway(self) -> None:
         """Deploy the application at `/` unless it runs."""
         if not _is_running(GATEWAY):
-            serve.run(build_gateway(self._surroundings), name=GATEWAY, route_prefix="/")
+            serve.run(build_gateway(self._surroundings()), name=GATEWAY, route_prefix="/")
 
     def restore(self) -> list[tuple[AppSpec, str]]:
         """Deploy what the registry has and this cluster lacks. Returns what could not be."""
@@ -165,11 +184,16 @@ class Deployer:
             raise AppNotFoundError(app, list(apps))
         # Marked broken in the same step, so that its ingress accepts nothing while it goes away.
         failure = JobFailure(code="app_gone", message=f"The app '{app}' was deleted.")
-        drain = Drain(app=app, failure=failure, job_ttl=self._job_ttl, broken=True)
+        drain = Drain(app=app, failure=failure, job_ttl=self._settings.job_ttl, broken=True)
         drained = self.store.drain(drain)
         self.store.unregister_app(app)
         serve.delete(app, _blocking=False)
         return drained
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings.of(
+            self._settings, self._redis_url, is_key_required=self.is_key_required
+        )
 
     def _unregister(self, app: str, known: AppSpec | None) -> None:
         if known is None:

@@ -151,7 +151,7 @@ def _deploy(
     settings: Settings, deployer: Deployer, files: list[Path], wishes: Wishes, *, preload: bool
 ) -> int:
     specs = deployer.specify(files, wishes)
-    cluster.start_serve(settings)
+    deployer.start_serve()
     deployer.deploy_gateway()
     base = f"http://{settings.http_host}:{settings.http_port}"
     for spec in specs:

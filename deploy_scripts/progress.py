@@ -7,7 +7,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from deploy_scripts.client import JobView, SdClient
+from sdserve.client import JobView, SdClient
 from sdserve.jobs import JobStatus
 
 # A long poll is answered early only by the job's end: this is how often the bar moves before it.

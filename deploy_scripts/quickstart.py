@@ -9,10 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from deploy_scripts import stack
-from deploy_scripts.client import JobView, SdClient
 from deploy_scripts.command import run_command
 from deploy_scripts.progress import follow
 from deploy_scripts.table import print_table
+from sdserve.client import JobView, SdClient
 from sdserve.errors import SdServeError
 from sdserve.jobs import JobStatus
 from sdserve.settings import Settings
@@ -34,7 +34,6 @@ def main() -> int:
 def _tour(settings: Settings) -> int:
     stack.up(settings, demo=True)
     base = f"http://{settings.http_host}:{settings.http_port}"
-    OUT.mkdir(exist_ok=True)
     with SdClient(base, patience=timedelta(minutes=2)) as client:
         models = client.models()
         print("\nThe deployed apps (GET /v1/models):")
@@ -82,9 +81,8 @@ def _save(client: SdClient, job: JobView, app: str) -> None:
     if job.status is not JobStatus.SUCCEEDED:
         reason = job.error.message if job.error else job.status
         raise TourError(f"Job {job.id} of {app} did not succeed: {reason}")
-    path = OUT / f"quickstart-{app}.png"
-    path.write_bytes(client.image(job.id).data)
-    print(f"saved {path}")
+    for path in client.save(job, OUT, f"quickstart-{app}"):
+        print(f"saved {path}")
 
 
 def _farewell(base: str, app: str) -> None:

@@ -1,4 +1,4 @@
-"""The whole stack on one machine: Redis, Ray with the gateway, an RQ worker, every registered app.
+"""The whole stack on one machine: Redis, Ray with the gateway, RQ workers, every registered app.
 
 `up` twice starts nothing twice; `down` stops what `up` started, by pid.
 """
@@ -18,6 +18,7 @@ from sdserve.checkpoints import list_checkpoints
 from sdserve.daemon import Daemon
 from sdserve.redis_server import find_redis, stop_redis
 from sdserve.settings import Settings
+from workers.task_queue import QueueName
 
 DEMO_MODELS = Path(__file__).parent.parent / "demo_models"
 WORKER_PATIENCE = 15.0  # seconds for an RQ worker to end its task
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start all of it")
     start.add_argument("--demo", action="store_true", help="also deploy the demo checkpoints")
-    start.add_argument("--no-worker", action="store_true", help="an RQ worker runs elsewhere")
+    start.add_argument("--no-worker", action="store_true", help="RQ workers run elsewhere")
     start.add_argument(
         "--foreground", action="store_true", help="stay, and stop all of it on SIGTERM or Ctrl-C"
     )
@@ -57,12 +58,13 @@ def up(settings: Settings, *, demo: bool, worker: bool = True) -> Deployer:
     print("starting Ray ...", flush=True)
     cluster.connect(settings)
     cluster.refuse_unreachable_redis(redis_url)
-    cluster.start_serve(settings)
     deployer = Deployer(settings, redis_url)
+    deployer.start_serve()
     print("starting the gateway ...", flush=True)
     deployer.deploy_gateway()
     if worker:
-        _start_worker(settings, redis_url)
+        for queue in QueueName:
+            _start_worker(settings, queue, redis_url)
     for spec, reason in deployer.restore():
         print(f"warning: {spec.name} was not deployed again: {reason}", file=sys.stderr)
     if demo:
@@ -76,13 +78,10 @@ def up(settings: Settings, *, demo: bool, worker: bool = True) -> Deployer:
 
 def down(settings: Settings) -> int:
     """Stop what `up` started. Jobs and results stay in Redis' data folder for the next `up`."""
-    worker = Daemon.find(_worker_record(settings))
-    if worker is not None:
-        worker.stop(patience=WORKER_PATIENCE)
-        _worker_record(settings).unlink(missing_ok=True)
+    workers = [_stop_worker(settings, queue) for queue in QueueName]
     had_ray = cluster.stop_local(settings)
     had_redis = stop_redis(settings)
-    print("down" if worker or had_ray or had_redis else "nothing was running")
+    print("down" if any(workers) or had_ray or had_redis else "nothing was running")
     return 0
 
 
@@ -91,23 +90,35 @@ def status(settings: Settings) -> int:
     parts = {
         "redis": find_redis(settings) is not None,
         "ray": cluster.is_running(settings),
-        "rq worker": Daemon.find(_worker_record(settings)) is not None,
     }
+    for queue in QueueName:
+        parts[f"rq worker ({queue})"] = Daemon.find(_worker_record(settings, queue)) is not None
     for name, runs in parts.items():
         print(f"{name}: {'running' if runs else 'stopped'}")
     return 0 if all(parts.values()) else 1
 
 
-def _start_worker(settings: Settings, redis_url: str) -> None:
-    if Daemon.find(_worker_record(settings)) is not None:
+def _start_worker(settings: Settings, queue: QueueName, redis_url: str) -> None:
+    record = _worker_record(settings, queue)
+    if Daemon.find(record) is not None:
         return
-    print("starting an RQ worker ...", flush=True)
+    print(f"starting an RQ worker for {queue} ...", flush=True)
     Daemon.start(
-        [sys.executable, "-m", "workers.main"],
-        record=_worker_record(settings),
-        log=settings.state_dir / "rq-worker.log",
+        [sys.executable, "-m", "workers.main", queue],
+        record=record,
+        log=record.with_suffix(".log"),
         environment={**os.environ, "REDIS_URL": redis_url},
     )
+
+
+def _stop_worker(settings: Settings, queue: QueueName) -> bool:
+    """False: it did not run."""
+    record = _worker_record(settings, queue)
+    worker = Daemon.find(record)
+    if worker is not None:
+        worker.stop(patience=WORKER_PATIENCE)
+        record.unlink(missing_ok=True)
+    return worker is not None
 
 
 def _stay(settings: Settings) -> int:
@@ -118,8 +129,8 @@ def _stay(settings: Settings) -> int:
     return down(settings)
 
 
-def _worker_record(settings: Settings) -> Path:
-    return settings.state_dir / "rq-worker.json"
+def _worker_record(settings: Settings, queue: QueueName) -> Path:
+    return settings.state_dir / f"rq-{queue}.json"
 
 
 if __name__ == "__main__":

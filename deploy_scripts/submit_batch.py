@@ -20,11 +20,6 @@ from typing import Any
 
 from deploy_scripts.batch_folder import BatchFolder, BatchFolderError, Task
 from deploy_scripts.batch_run import BatchRun, Screen, StoppedError
-from deploy_scripts.client import (
-    ClientError,
-    InvalidUrlError,
-    SdClient,
-)
 from deploy_scripts.prompt_file import (
     FIELDS,
     BadLinesError,
@@ -33,6 +28,12 @@ from deploy_scripts.prompt_file import (
     PromptFileError,
     check_fields,
     read_prompts,
+)
+from sdserve.client import (
+    ClientError,
+    InvalidUrlError,
+    NotSavedError,
+    SdClient,
 )
 from sdserve.errors import AppNotFoundError
 from sdserve.settings import SettingsError, read_settings
@@ -83,7 +84,8 @@ def submit_batch(options: Options, command: str) -> int:
         The exit code.
 
     Raises:
-        PromptFileError, BatchFolderError, InvalidUrlError, AppNotFoundError: nothing was submitted.
+        PromptFileError, BatchFolderError, NotSavedError, InvalidUrlError, AppNotFoundError:
+                nothing was submitted.
     """
     prompts = read_prompts(options.prompts_file, options.defaults)
     with contextlib.closing(BatchFolder.open(options.out)) as folder:
@@ -286,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SettingsError,
         PromptFileError,
         BatchFolderError,
+        NotSavedError,
         InvalidUrlError,
         AppNotFoundError,
     ) as error:

@@ -17,6 +17,7 @@ SdServeError
 │   │   ├── StorageFullError
 │   │   └── ClientFullError
 │   └── AppBrokenError
+├── UnauthorizedError              no valid API key
 ├── JobNotFoundError
 ├── JobExpiredError
 ├── GenerationError                a job that cannot be done
@@ -165,6 +166,24 @@ class AppBrokenError(RequestError):
             "Mend the file and deploy it again (bash deploy_sd.sh FILE.safetensors)."
         )
         self.reason = reason
+
+
+class UnauthorizedError(SdServeError):
+    """The request shows no API key that is valid now."""
+
+    code = "unauthorized"
+
+    def __init__(self, *, is_token_given: bool) -> None:
+        reason = (
+            "This API key is not valid, or no longer"
+            if is_token_given
+            else "This server asks for an API key"
+        )
+        super().__init__(
+            f"{reason}: send 'Authorization: Bearer sd_...' with one that "
+            "`bash deploy_scripts/api_keys.sh create NAME` has made."
+        )
+        self.is_token_given = is_token_given
 
 
 class JobNotFoundError(SdServeError):

@@ -13,6 +13,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from sdserve.generation import ComputeMetrics, GenerationParams
+from sdserve.usage import Usage
 
 
 class JobStatus(StrEnum):
@@ -54,12 +55,23 @@ class Job:
     position: int | None = None  # 0 = next; None when not queued
     attempt: int = 0  # claims so far; the fence of the current one
     cancel_requested: bool = False
+    version: int = 0  # counts the changes that a viewer sees; never goes back
     owner: str | None = None  # replica id
     client: str = ""  # who submitted it; "" has no name
     result_keys: tuple[str, ...] = ()  # one store key per image
     image_seeds: tuple[int, ...] = ()
     metrics: ComputeMetrics | None = None  # of a succeeded job
     error: JobFailure | None = None
+    usage: Usage | None = None  # its bill, once it has ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A running job's picture as it stands after a step."""
+
+    step: int  # of the job's total steps
+    number: int  # which of the job's pictures, from 0
+    image: bytes  # WebP
 
 
 @dataclass(frozen=True, kw_only=True)

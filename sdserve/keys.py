@@ -15,8 +15,18 @@ RESULTS = PREFIX + "results"  # zset: "bytes key" of every image kept -> stored,
 CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queueing)
 SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
+KEY = PREFIX + "key:"  # hash per API key: name, role, digest of the secret, times
+KEYS = PREFIX + "keys"  # zset: id of an API key -> created, server milliseconds
+KEY_REQUIRED = PREFIX + "key-required"  # string "1": Serve was started to ask for API keys
 APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is deployed
-CHANNEL = PREFIX + "ev:"  # pub/sub per app: the id of a job that changed
+HOOKS = PREFIX + "hooks"  # zset: webhook event -> when to look at it next, server milliseconds
+HOOK = PREFIX + "hook:"  # hash per webhook event that is not delivered (outbox.py)
+DEAD_HOOKS = HOOKS + ":dead"  # zset: event that was given up -> when; 7 days
+HOOK_REST = PREFIX + "hook-rest:"  # hash per slow receiver: its failures, rests until
+CHANNEL = PREFIX + "ev:"  # pub/sub per app: what changed (news.py)
+PREVIEW = PREFIX + "preview:"  # hash per running job that is watched: its picture so far
+USAGE = PREFIX + "use:"  # hash per day (since 1970, UTC): client|app|metric -> integer; 400 days
+CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
 
 
 def result(job_id: str, fence: int, image: int) -> str:

@@ -6,7 +6,7 @@ connection, so one definition serves the blocking and the asyncio client (store.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -26,12 +26,21 @@ from sdserve.apps import (
 )
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import Limits, ResultBudget
 from sdserve.pace import FADING, Line, Measured, Pace, Work
+from sdserve.usage import Spent, Usage
+
+# The keys that common.lua makes itself, by the names it has for them.
+_KEYS_OF_COMMON = {
+    "USAGE": keys.USAGE,
+    "PREVIEW": keys.PREVIEW,
+    "HOOKS": keys.HOOKS,
+    "HOOK": keys.HOOK,
+}
 
 Reply = TypeVar("Reply")
-Argument = str | int | float
+Argument = str | int | float | bytes
 
 PACE_FIELDS = ("step", "picture", "file")  # of Pace, and with `pace_` before them of keys.APP
 END_OF_QUEUE = "end"  # no job's id
@@ -96,6 +105,7 @@ class Submit(Operation[Submitted]):
     idempotency_ttl: timedelta = timedelta(hours=24)
     priority: int = 0
     max_attempts: int = 3
+    webhook: str | None = None  # URL that is told of its end
 
     @property
     def keys(self) -> list[str]:
@@ -116,7 +126,8 @@ class Submit(Operation[Submitted]):
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
-            self.limits.client_jobs, *_budget(self.limits.results), Work.of(self.params).to_text(),
+            self.limits.client_jobs, *_budget(self.limits.results), keys.CHANNEL + self.app,
+            self.webhook or "", Work.of(self.params).to_text(),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -147,7 +158,8 @@ class Claim(Operation[list[ClaimedJob]]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return [keys.JOB, self.replica, self.count, _milliseconds(self.lease)]
+        lease = _milliseconds(self.lease)
+        return [keys.JOB, self.replica, self.count, lease, keys.CHANNEL + self.app]
 
     def read(self, reply: Any) -> list[ClaimedJob]:
         return [
@@ -175,6 +187,7 @@ class Pulse(StrEnum):
     """What a heartbeat learns about one job."""
 
     OK = "ok"
+    WATCHED = "watched"  # ok, and somebody wants to see previews
     CANCEL = "cancel"  # the user asked: stop within a step
     LOST = "lost"  # the claim is no longer ours: stop, nothing we write will count
 
@@ -232,6 +245,7 @@ class Finish(Operation[Ending]):
     metrics: ComputeMetrics | None = None
     error: JobFailure | None = None
     measured: Measured | None = None  # of a succeeded job: the app's pace learns from it
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def keys(self) -> list[str]:
@@ -252,7 +266,8 @@ class Finish(Operation[Ending]):
         return [
             self.job_id, self.fence, self.status, json.dumps(meta),
             int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, *_budget(self.results),
-            FADING, *(part for pair in observations for part in pair),
+            json.dumps(asdict(self.spent)), FADING,
+            *(part for pair in observations for part in pair),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Ending:
@@ -437,36 +452,115 @@ class ViewJob(Operation[Job]):
             raise JobExpiredError(self.job_id)
         flat: list[bytes] = reply[1]
         fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
-        meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
-        error, metrics = meta.get("error"), meta.get("metrics")
-        return Job(
-            id=fields["id"],
-            app=fields["app"],
-            model=fields["model"],
-            status=JobStatus(fields["status"]),
-            params=GenerationParams.from_json(fields["request"]),
-            created_at=_time(fields["created"]),
-            started_at=_time(fields["started"]) if "started" in fields else None,
-            finished_at=_time(fields["ended"]) if "ended" in fields else None,
-            phase=fields.get("phase"),
-            step=int(fields.get("step", 0)),
-            position=reply[2],
-            attempt=int(fields["attempt"]),
-            cancel_requested="cancel" in fields,
-            client=fields.get("client", ""),
-            owner=fields.get("owner"),
-            result_keys=tuple(meta.get("results") or ()),
-            image_seeds=tuple(meta.get("seeds") or ()),
-            metrics=ComputeMetrics(**metrics) if metrics else None,
-            error=JobFailure(**error) if error else None,
-        )
+        return job_of(fields, position=reply[2])
+
+
+def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
+    """The job that a hash holds."""
+    meta: dict[str, Any] = json.loads(fields.get("meta", "{}"))
+    error, metrics = meta.get("error"), meta.get("metrics")
+    status = JobStatus(fields["status"])
+    used: dict[str, int] = json.loads(fields.get("usage", "{}"))
+    return Job(
+        id=fields["id"],
+        app=fields["app"],
+        model=fields["model"],
+        status=status,
+        params=GenerationParams.from_json(fields["request"]),
+        created_at=_time(fields["created"]),
+        started_at=_time(fields["started"]) if "started" in fields else None,
+        finished_at=_time(fields["ended"]) if "ended" in fields else None,
+        phase=fields.get("phase"),
+        step=int(fields.get("step", 0)),
+        position=position,
+        attempt=int(fields["attempt"]),
+        cancel_requested="cancel" in fields,
+        version=int(fields.get("version", 0)),
+        client=fields.get("client", ""),
+        owner=fields.get("owner"),
+        result_keys=tuple(meta.get("results") or ()),
+        image_seeds=tuple(meta.get("seeds") or ()),
+        metrics=ComputeMetrics(**metrics) if metrics else None,
+        error=JobFailure(**error) if error else None,
+        usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch(Operation[JobStatus | None]):
+    """Wish for previews of an unfinished job. Answers its status; None: no such job."""
+
+    script: ClassVar[str] = "watch"
+    job_id: str
+    span: timedelta  # until the wish runs out
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [_milliseconds(self.span)]
+
+    def read(self, reply: Any) -> JobStatus | None:
+        return None if reply is None else JobStatus(reply.decode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowPreview(Operation[bool]):
+    """Show how far the picture of a running job is. False: the claim is no longer ours."""
+
+    script: ClassVar[str] = "preview"
+    app: str
+    job_id: str
+    fence: int
+    preview: Preview
+    ttl: timedelta
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id, keys.PREVIEW + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        shown = self.preview
+        return [
+            self.job_id, self.fence, shown.step, shown.number, shown.image,
+            _milliseconds(self.ttl), keys.CHANNEL + self.app,
+        ]  # fmt: skip
+
+    def read(self, reply: Any) -> bool:
+        return reply == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPreview(Operation[Preview | None]):
+    """The preview of a running job; None: there is none of this attempt (yet)."""
+
+    script: ClassVar[str] = "view_preview"
+    job_id: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.PREVIEW + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return []
+
+    def read(self, reply: Any) -> Preview | None:
+        if not reply:
+            return None
+        step, number, image = reply
+        return Preview(step=int(step), number=int(number), image=image)
 
 
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
+    names = "".join(f"local {name} = '{key}'\n" for name, key in _KEYS_OF_COMMON.items())
     folder = files("sdserve").joinpath("lua")
     flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
-    return f"{flags}\n{folder.joinpath('common.lua').read_text()}{body}"
+    return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"
 
 
 def app_state(replicas: Sequence[ReplicaPresence], work: int, *, broken: bool) -> AppState:

@@ -1,6 +1,7 @@
 """The settings of every command and process, read from the environment once, by its `main`."""
 
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sdserve.errors import SdServeError
 from sdserve.limits import Limits, ResultBudget
+from sdserve.loopback import is_loopback
 
 
 class SettingsError(SdServeError):
@@ -25,6 +27,14 @@ def _seconds(value: object) -> object:
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 
 
+class Auth(StrEnum):
+    """Whether requests need an API key."""
+
+    AUTO = "auto"  # unless only this machine can reach us
+    ON = "on"
+    OFF = "off"
+
+
 class Settings(BaseSettings):
     """Values of the environment. Times are seconds there."""
 
@@ -33,6 +43,7 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(default=None, validation_alias="REDIS_URL")
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
     http_host: str = Field(default="127.0.0.1", validation_alias="SD_HTTP_HOST")
+    auth: Auth = Field(default=Auth.AUTO, validation_alias="SD_AUTH")
     http_port: int = Field(default=8000, ge=1, le=65535, validation_alias="SD_HTTP_PORT")
     models_dir: Path = Field(
         default=Path("/data/models/stablediffusion"), validation_alias="SD_MODELS_DIR"
@@ -70,6 +81,13 @@ class Settings(BaseSettings):
     )
     max_jobs: int = Field(default=10_000, ge=1, validation_alias="SD_MAX_JOBS")
     max_jobs_per_key: int = Field(default=1_000, ge=1, validation_alias="SD_MAX_JOBS_PER_KEY")
+
+    @property
+    def is_key_required(self) -> bool:
+        """Whether a request must show an API key, as these settings have it."""
+        if self.auth is not Auth.AUTO:
+            return self.auth is Auth.ON
+        return not is_loopback(self.http_host)
 
     @property
     def limits(self) -> Limits:

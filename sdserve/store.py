@@ -29,6 +29,7 @@ from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus, LoadPace
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import StoreFullError, StoreUnavailableError
+from sdserve.news import APP_CHANGED
 from sdserve.operations import Drain, Operation, ViewApp, script_text, texts
 
 Reply = TypeVar("Reply")
@@ -116,6 +117,7 @@ class RedisJobStore:
         """A replica says goodbye: at once, nobody counts on its slots."""
         with store_errors():
             self._redis.hdel(keys.REPLICAS + app, replica)
+            self._redis.publish(keys.CHANNEL + app, APP_CHANGED)
 
     def note_load(self, app: str, load: LoadPace) -> None:
         """Remember what a start took, for the next cold ETA; it ends a run of failures."""
@@ -183,6 +185,21 @@ class RedisJobStore:
     def note_sha256(self, file: ModelFile, sha256: str) -> None:
         with store_errors():
             self._redis.hset(keys.SHA256, str(file), sha256)
+
+    def key_ids(self) -> list[str]:
+        """The API keys there are, revoked ones too, the oldest first."""
+        with store_errors():
+            ids: Any = self._redis.zrange(keys.KEYS, 0, -1)
+        return [key_id.decode() for key_id in ids]
+
+    def note_key_required(self, *, is_required: bool) -> None:
+        """Remember, for every later deployment, whether requests must show an API key."""
+        with store_errors():
+            self._redis.set(keys.KEY_REQUIRED, int(is_required))
+
+    def is_key_required(self) -> bool:
+        with store_errors():
+            return self._redis.get(keys.KEY_REQUIRED) == b"1"
 
     def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget the index entries of jobs whose record expired, once they are `older_than`.

@@ -5,10 +5,11 @@ The jobs live in the `FakeServer` object, as the real ones live in Redis: `stop(
 """
 
 import base64
+import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 from uuid import uuid4
@@ -16,7 +17,7 @@ from uuid import uuid4
 import anyio
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 APP = "sd-tiny"
 PNG = base64.b64decode(
@@ -76,6 +77,10 @@ class FakeServer:
         self.keys: dict[str, tuple[str, dict[str, Any]]] = {}
         self.submissions: list[tuple[str, dict[str, Any]]] = []  # (key, body), repeats included
         self.polls = 0
+        self.cut_streams = 0  # break so many event streams after their first event
+        self.open_streams = 0
+        self.streams: list[str | None] = []  # the Last-Event-ID of each stream asked for
+        self.keys_sent: list[str | None] = []  # the Authorization of each request
         self.most_in_flight = 0
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -126,11 +131,13 @@ class FakeServer:
 
         @app.middleware("http")
         async def refuse(request: Request, call_next: Callable[[Request], Any]) -> Response:
+            self.keys_sent.append(request.headers.get("authorization"))
             return self.refusals.pop(0) if self.refusals else await call_next(request)
 
         for method, path, answer in (
             ("POST", "/{name}/v1/generate", self._generate),
             ("GET", "/v1/jobs/{job_id}", self._get_job),
+            ("GET", "/v1/jobs/{job_id}/events", self._events),
             ("GET", "/v1/jobs/{job_id}/image/{k}", self._image),
             ("DELETE", "/v1/jobs/{job_id}", self._cancel),
             ("GET", "/v1/models", self._models),
@@ -146,6 +153,53 @@ class FakeServer:
             return problem(410, "job_expired", f"Job {job_id} has expired.")
         await _end_of(job, wait)
         return JSONResponse(self._view(job))
+
+    async def _events(self, job_id: str, request: Request, previews: bool = False) -> Response:
+        if (job := self.jobs.get(job_id)) is None:
+            return problem(404, "job_not_found", f"No job has the id '{job_id}'.")
+        last = request.headers.get("last-event-id")
+        self.streams.append(last)
+        return StreamingResponse(self._changes(job, last, previews), media_type="text/event-stream")
+
+    async def _changes(
+        self, job: FakeJob, last: str | None, previews: bool
+    ) -> AsyncIterator[bytes]:
+        """The states that `last` has not seen, then the next ones; `cut_streams` ends it early."""
+        self.open_streams += 1
+        try:
+            async for part in self._unseen(job, last, previews):
+                yield part
+        finally:
+            self.open_streams -= 1
+
+    async def _unseen(self, job: FakeJob, last: str | None, previews: bool) -> AsyncIterator[bytes]:
+        yield b"retry: 20\n: ping\n\n"
+        seen = int(last) if last else -1
+        while True:
+            if (version := self._version(job)) > seen:
+                seen = version
+                view = self._view(job)
+                if view["result"]:  # events carry no pictures
+                    view["result"] |= {"image": None}
+                    view["result"].pop("images", None)
+                yield f"event: job\nid: {version}\ndata: {json.dumps(view)}\n\n".encode()
+                if job.is_final:
+                    return
+                if previews:
+                    step = {"step": version, "steps": _STEPS, "number": 0}
+                    uri = f"data:image/webp;base64,{base64.b64encode(picture(version)).decode()}"
+                    data = json.dumps(step | {"image": uri})
+                    yield f"event: preview\ndata: {data}\n\n".encode()
+                if self.cut_streams:
+                    self.cut_streams -= 1
+                    raise ConnectionAbortedError  # in the middle of a chunked body
+            await anyio.sleep(0.005)
+
+    def _version(self, job: FakeJob) -> int:
+        """Counts what a client could see change."""
+        if job.is_final:
+            return _STEPS + 1
+        return min(_STEPS, int(_STEPS * job.age / job.seconds))
 
     async def _image(self, job_id: str, k: int) -> Response:
         if job_id in self.expired_ids:
@@ -171,6 +225,8 @@ class FakeServer:
             return problem(404, "app_not_found", f"No app '{name}' is deployed.")
         if body["prompt"] in self.refused_prompts:
             return problem(422, "invalid_request", "prompt: this server dislikes it")
+        if body.get("width", 64) % 8:
+            return problem(422, "invalid_parameter", "width: 100 is not a multiple of 8")
         known, known_body = self.keys.get(key, ("", body))
         if known_body != body:
             return problem(422, "idempotency_conflict", "This key belongs to another body.")

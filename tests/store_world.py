@@ -7,8 +7,9 @@ from typing import Any
 
 from redis import Redis
 
+from sdserve import keys
 from sdserve.apps import AppState, LoadProgress, ReplicaPresence
-from sdserve.jobs import ClaimedJob, Job, JobStatus
+from sdserve.jobs import ClaimedJob, Job, JobStatus, Preview
 from sdserve.operations import (
     Beat,
     Cancel,
@@ -19,11 +20,26 @@ from sdserve.operations import (
     Pulse,
     Reap,
     Reaped,
+    Release,
+    ShowPreview,
     Submitted,
     ViewJob,
+    ViewPreview,
+    Watch,
+)
+from sdserve.outbox import (
+    BeginHook,
+    HookOutcome,
+    HookState,
+    HookTry,
+    HookView,
+    SettleHook,
+    TakeHooks,
+    ViewHooks,
 )
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
+from sdserve.usage import DayUsage, day_of, read_day
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, submit
 
 RUN_OUT = timedelta(0)
@@ -67,16 +83,53 @@ class World:
         replica: str = "r1",
         state: AppState = AppState.READY,
         lease: timedelta = LEASE,
+        step: int = 3,
+        phase: str = "ready",
         load: LoadProgress | None = None,
     ) -> list[Pulse]:
-        presence = ReplicaPresence(
-            id=replica, state=state, phase="ready", pid=1, node="n", load=load
-        )
+        presence = ReplicaPresence(id=replica, state=state, phase=phase, pid=1, node="n", load=load)
         told = [
-            JobProgress(job_id=job.id, fence=job.fence, step=3, phase="step 3 of 20")
+            JobProgress(job_id=job.id, fence=job.fence, step=step, phase=f"step {step} of 20")
             for job in jobs
         ]
         return self.store.run(Beat(app=APP, presence=presence, lease=lease, jobs=told))
+
+    def take(self, patience: timedelta = LEASE) -> list[str]:
+        """Due webhook events."""
+        return self.store.run(TakeHooks(limit=100, patience=patience))
+
+    def begin(self, event: str, busy: timedelta = LEASE) -> HookTry | None:
+        return self.store.run(BeginHook(event=event, busy=busy))
+
+    def settle(self, of: HookTry, outcome: HookOutcome, **more: Any) -> HookState:
+        return self.store.run(SettleHook(event=of.event, number=of.number, outcome=outcome, **more))
+
+    def hooks(self, *, dead: bool = False) -> list[HookView]:
+        return self.store.run(ViewHooks(dead=dead, limit=100))
+
+    def show_preview(self, job: ClaimedJob, preview: Preview, ttl: timedelta = LEASE) -> bool:
+        operation = ShowPreview(app=APP, job_id=job.id, fence=job.fence, preview=preview, ttl=ttl)
+        return self.store.run(operation)
+
+    def preview(self, job_id: str) -> Preview | None:
+        return self.store.run(ViewPreview(job_id=job_id))
+
+    def watch(self, job_id: str, span: timedelta = LEASE) -> JobStatus | None:
+        return self.store.run(Watch(job_id=job_id, span=span))
+
+    def release(self, job: ClaimedJob) -> bool:
+        return self.store.run(Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
+
+    def used(self, job_id: str) -> list[DayUsage]:
+        """What was counted on the day on which this job ended."""
+        ended = self.view(job_id).finished_at
+        assert ended
+        day = day_of(ended)
+        if isinstance(self.store, InMemoryJobStore):
+            return read_day(day, self.store.usage(day))
+        assert self.redis is not None
+        amounts: Any = self.redis.hgetall(f"{keys.USAGE}{day}")
+        return read_day(day, {name.decode(): int(amount) for name, amount in amounts.items()})
 
     def images(self, names: Sequence[str]) -> list[bytes | None]:
         """The bytes behind these keys."""

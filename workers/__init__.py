@@ -1,4 +1,4 @@
-"""What does the work: the GPU replica with its engine, and the RQ worker for side work."""
+"""What does the work: the GPU replica with its engine, and the RQ workers for side work."""
 
 import os
 

@@ -1,9 +1,10 @@
-"""The RQ worker process: `python -m workers.main`. It does side work, never generations."""
+"""The RQ worker process: `python -m workers.main [QUEUE]`. Side work, never generations."""
 
+import argparse
 import logging
 import sys
-import threading
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 from redis import Redis
@@ -15,18 +16,21 @@ from rq.serializers import JSONSerializer
 from sdserve.errors import SdServeError
 from sdserve.redis_server import ensure_redis
 from sdserve.settings import read_settings
-from workers.task_queue import AllowedJob, TaskQueue, task_queue
-from workers.tasks import enqueue_due_retention
+from workers.chores import CHORES, REDIS_RETRY, Clock
+from workers.task_queue import AllowedJob, QueueName, TaskQueue, task_queue
 
 log = logging.getLogger(__name__)
 
 WORKER_TTL = 60  # seconds; a worker that is gone so long gives its task back
 MONITORING_INTERVAL = 5  # seconds
-CLOCK_INTERVAL = 15.0  # seconds between looks whether a periodic task is due
-REDIS_RETRY = 2.0  # seconds
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="workers.main", description=__doc__)
+    parser.add_argument(
+        "queue", nargs="?", type=QueueName, choices=list(QueueName), default=QueueName.SIDE_WORK
+    )
+    queue: QueueName = parser.parse_args(arguments).queue
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings = read_settings()
@@ -34,10 +38,10 @@ def main() -> int:
     except SdServeError as error:
         log.error("%s", error)
         return 1
-    threading.Thread(target=_clock, args=(redis_url,), name="clock", daemon=True).start()
+    Clock(Redis.from_url(redis_url, socket_timeout=5), CHORES[queue]).start()
     redis = Redis.from_url(redis_url)
     try:
-        while not _told_to_stop(redis):
+        while not _told_to_stop(redis, queue):
             time.sleep(REDIS_RETRY)
     except StopRequested:  # told while it waited
         pass
@@ -55,12 +59,12 @@ class TaskWorker(Worker):
         super().request_stop(signum, frame)
 
 
-def _told_to_stop(redis: Redis) -> bool:
+def _told_to_stop(redis: Redis, queue: QueueName) -> bool:
     """Do tasks until a signal comes (True) or Redis goes (False)."""
     worker = None
     try:
         worker = TaskWorker(
-            [task_queue(redis)],
+            [task_queue(redis, queue)],
             connection=redis,
             serializer=JSONSerializer,
             job_class=AllowedJob,
@@ -73,17 +77,6 @@ def _told_to_stop(redis: Redis) -> bool:
     except RedisError as error:
         log.warning("Redis is away (%s); again in %g s", error, REDIS_RETRY)
     return worker is not None and worker.told_to_stop
-
-
-def _clock(redis_url: str) -> None:
-    """Ask for the periodic tasks. Every worker has a clock; Redis lets one of them be first."""
-    redis = Redis.from_url(redis_url, socket_timeout=5)
-    while True:
-        try:
-            enqueue_due_retention(redis)
-        except RedisError as error:
-            log.warning("no periodic tasks now: %s", error)
-        time.sleep(CLOCK_INTERVAL)
 
 
 if __name__ == "__main__":

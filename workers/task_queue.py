@@ -1,4 +1,4 @@
-"""The queue of side work: RQ with a JSON serializer and an allow-list of functions.
+"""The queues of side work: RQ with a JSON serializer and an allow-list of functions.
 
 RQ imports and calls whatever dotted name a job in Redis carries, even under the JSON serializer:
 who can write to Redis could run `os.system` in the worker. Our job class only knows our tasks.
@@ -6,6 +6,7 @@ who can write to Redis could run `os.system` in the worker. Our job class only k
 
 import logging
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any
 
 from redis import Redis
@@ -22,7 +23,17 @@ if RQ_KEY_PREFIX != RQ_PREFIX:
     # Two processes with different prefixes would silently work on different queues.
     raise ImportError("rq was imported before workers: import workers first.")
 
-QUEUE = "side-work"
+
+class QueueName(StrEnum):
+    """A queue of tasks, with workers of its own.
+
+    A worker has one queue: with several, RQ loses a task whose worker dies before it starts it.
+    """
+
+    SIDE_WORK = "side-work"
+    WEBHOOKS = "webhooks"  # apart: a slow receiver holds up nothing else
+
+
 ALLOWED = frozenset(f"workers.tasks.{name}" for name in ("hash_checkpoint", "preload", "retention"))
 RESULT_TTL = 3600  # seconds
 FAILURE_TTL = 7 * 86400  # seconds
@@ -67,6 +78,6 @@ class TaskQueue(Queue):
     job_class = AllowedJob
 
 
-def task_queue(redis: Redis) -> TaskQueue:
-    """The queue of all side work."""
-    return TaskQueue(QUEUE, connection=redis, serializer=JSONSerializer)
+def task_queue(redis: Redis, name: QueueName = QueueName.SIDE_WORK) -> TaskQueue:
+    """A queue of tasks."""
+    return TaskQueue(name, connection=redis, serializer=JSONSerializer)

@@ -19,13 +19,10 @@ from workers.task_queue import FAILURE_TTL, RESULT_TTL, task_queue
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 0.5  # seconds
-RETENTION_INTERVAL = timedelta(minutes=5)
 # Until then a job whose record has expired answers 410 (gone), afterwards 404 (unknown).
 REMEMBERED = timedelta(days=7)
 TRIM_BATCH = 1000
 HASH_LIMIT = 3600  # seconds; 14 GB from a slow share
-
-_LAST_RETENTION = "sd:retention"  # exists while the last retention is recent
 
 
 def preload(app: str, seconds: float, limit: float) -> str:
@@ -95,12 +92,9 @@ def enqueue_preload(redis: Redis, app: str, *, seconds: float = 300, limit: floa
     )
 
 
-def enqueue_due_retention(redis: Redis) -> bool:
-    """Ask for a retention if none was asked for lately; whichever worker comes first does it."""
-    if not redis.set(_LAST_RETENTION, "1", nx=True, ex=RETENTION_INTERVAL):
-        return False
+def enqueue_retention(redis: Redis) -> None:
+    """Ask a worker for a retention."""
     task_queue(redis).enqueue(retention, result_ttl=RESULT_TTL, failure_ttl=FAILURE_TTL)
-    return True
 
 
 def _store() -> RedisJobStore:

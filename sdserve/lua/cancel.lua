@@ -7,7 +7,8 @@ local job, queue, app, load, shares = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5
 local status = redis.call('HGET', job, 'status')
 if not status then return 'missing' end
 if status == 'running' then
-  redis.call('HSET', job, 'cancel', 1)
+  -- Told once: a repeat changes nothing that anybody sees.
+  if redis.call('HSETNX', job, 'cancel', 1) == 1 then tell(job, ARGV[1], ARGV[3]) end
 elseif status == 'queued' then
   redis.call('ZREM', queue, ARGV[1])
   redis.call('HSET', job, 'cancel', 1)
@@ -17,5 +18,6 @@ elseif status == 'queued' then
     redis.call('HINCRBY', shares, charged[1], -charged[2])
   end
   end_job(job, ARGV[1], 'cancelled', server_ms(), ARGV[2], app, load, ARGV[3])
+  tell_app(ARGV[3])
 end
 return status

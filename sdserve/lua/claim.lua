@@ -2,7 +2,7 @@
 -- Lease up to n queued jobs to a replica. The attempt number is the fence of this claim.
 -- Not allow-oom: with a full store the picture could not be kept, so no GPU time is spent.
 -- KEYS queue lease clock shares
--- ARGV job_prefix replica n lease_ms
+-- ARGV job_prefix replica n lease_ms channel
 local queue, lease, clock, shares = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now = server_ms()
 local claimed = {}
@@ -22,10 +22,12 @@ while #claimed < tonumber(ARGV[3]) do
     redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'told', now,
       'step', 0, 'phase', 'starting')
     redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)
+    tell(job, id, ARGV[5])
     local facts = redis.call('HMGET', job, 'request', 'created')
     claimed[#claimed + 1] = {id, attempt, facts[1], now - facts[2]}
   end
 end
+if #claimed > 0 then tell_app(ARGV[5]) end
 -- With nobody waiting nobody has had more than a share.
 if redis.call('ZCARD', queue) == 0 then redis.call('DEL', shares) end
 return claimed

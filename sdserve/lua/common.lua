@@ -1,9 +1,22 @@
--- Put before every script, after its first line (operations.py): the server's clock, the counts of
--- unfinished jobs, the one way a job ends, and the room for results.
+-- Put before every script, after its first line (operations.py): the server's clock, what those who
+-- watch are told, the counts of unfinished jobs, the outbox of webhooks, the one way a job ends, and
+-- the room for results. The names of the keys that it makes itself (HOOK, PREVIEW, ...) come from
+-- keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- What a viewer sees of a job has changed. `version` counts these changes and never goes back.
+local function tell(job, id, channel, word)
+  redis.call('HINCRBY', job, 'version', 1)
+  redis.call('PUBLISH', channel, word and id .. ' ' .. word or id)
+end
+
+-- What a viewer sees of an app has changed, and so of all its queued jobs: order, replicas, phase.
+local function tell_app(channel)
+  redis.call('PUBLISH', channel, '')
 end
 
 -- `load` counts the jobs that have not ended: all, of an app, of a client.
@@ -13,19 +26,53 @@ local function count_job(load, app, client, change)
   end
 end
 
+-- The receiver of a webhook (scheme, host and port) as part of a key: hashed, for it is a client's text.
+local function receiver(url)
+  return redis.sha1hex(string.match(url, '^%w+://[^/?#]+'))
+end
+
+-- Put an event into the outbox: `kind` (job, batch), its id, and how that ended. What the event tells
+-- is the hash `subject` as it is now, for that may expire before a receiver is back.
+local function tell_webhook(kind, id, status, url, now, subject)
+  local event = kind .. '_' .. id .. '_' .. status
+  local fields, told = redis.call('HGETALL', subject), {}
+  for i = 1, #fields, 2 do told[fields[i]] = fields[i + 1] end
+  redis.call('HSET', HOOK .. event, 'url', url, 'subject', cjson.encode(told), 'created', now,
+    'since', now, 'due', now, 'tries', 0, 'base', 0)
+  redis.call('ZADD', HOOKS, now, event)
+end
+
+-- Add what a job used to its day, for its client and app and for its client in all. The job keeps
+-- the same integers, in JSON (`usage`, by finish.lua).
+local function bill(job, app, client, status, now)
+  local used = cjson.decode(redis.call('HGET', job, 'usage') or '{}')
+  used['jobs_' .. status] = 1
+  local day = USAGE .. math.floor(now / 86400000)
+  for metric, amount in pairs(used) do
+    if amount > 0 then
+      redis.call('HINCRBY', day, client .. '|' .. app .. '|' .. metric, amount)
+      redis.call('HINCRBY', day, client .. '||' .. metric, amount)
+    end
+  end
+  redis.call('EXPIRE', day, 400 * 86400)
+end
+
 -- error: {code, message} or nil.
 local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
-  local facts = redis.call('HMGET', job, 'app', 'client')
+  local facts = redis.call('HMGET', job, 'app', 'client', 'webhook')
   redis.call('HSET', job, 'status', status, 'ended', now)
   if error then
     local meta = cjson.encode({error = {code = error[1], message = error[2]}})
     redis.call('HSET', job, 'meta', meta)
   end
   redis.call('HDEL', job, 'owner', 'phase')
-  redis.call('EXPIRE', job, ttl_s)
   redis.call('HINCRBY', app, status, 1)
   count_job(load, facts[1], facts[2], -1)
-  redis.call('PUBLISH', channel, id)
+  bill(job, facts[1], facts[2], status, now)
+  redis.call('DEL', PREVIEW .. id)
+  tell(job, id, channel, 'ended')
+  if facts[3] then tell_webhook('job', id, status, facts[3], now, job) end
+  redis.call('EXPIRE', job, ttl_s)
 end
 
 -- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no
@@ -44,7 +91,9 @@ local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
   redis.call('ZADD', queue, held[1], id)
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
-  redis.call('PUBLISH', channel, id)
+  redis.call('DEL', PREVIEW .. id)
+  tell(job, id, channel)
+  tell_app(channel)
   return status
 end
 

@@ -16,4 +16,5 @@ for _, id in ipairs(ids) do
   end_job(ARGV[1] .. id, id, 'failed', now, ARGV[4], app, load, ARGV[5], {code, message})
 end
 redis.call('DEL', shares)
+if ARGV[6] == '1' or #ids > 0 then tell_app(ARGV[5]) end
 return #ids

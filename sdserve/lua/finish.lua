@@ -3,7 +3,7 @@
 -- asked first: the result is dropped), lost (a late writer: nothing changes).
 -- KEYS job lease app load results (image)*
 -- ARGV id fence status meta_json job_ttl_s channel result_budget result_ttl_ms result_keep_ms
---      fading (size seconds){0 or 3}
+--      spent_json fading (size seconds){0 or 3}
 
 -- One more observation of a line of the app's pace: what Line.seen of pace.py does.
 local function learn(app, field, size, seconds, fading)
@@ -27,6 +27,7 @@ if held[1] ~= 'running' or held[2] ~= fence then
 end
 local status = held[3] and 'cancelled' or ARGV[3]
 local now = server_ms()
+local used = cjson.decode(ARGV[10])
 if status == 'cancelled' then
   for i = 6, #KEYS do redis.call('DEL', KEYS[i]) end
 else
@@ -36,14 +37,16 @@ else
     redis.call('PEXPIRE', KEYS[i], ARGV[8])
     redis.call('ZADD', results, now, bytes .. ' ' .. KEYS[i])
     redis.call('HINCRBY', load, 'bytes', bytes)
+    used.images = (used.images or 0) + 1
+    used.result_bytes = (used.result_bytes or 0) + bytes
   end
   make_room(results, load, now, tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[7]))
 end
-redis.call('HSET', job, 'ended_by', fence)
+redis.call('HSET', job, 'ended_by', fence, 'usage', cjson.encode(used))
 redis.call('ZREM', lease, id)
-if status == 'succeeded' and ARGV[11] then
+if status == 'succeeded' and ARGV[12] then
   for i, line in ipairs({'pace_step', 'pace_picture', 'pace_file'}) do
-    learn(app, line, tonumber(ARGV[9 + 2 * i]), tonumber(ARGV[10 + 2 * i]), tonumber(ARGV[10]))
+    learn(app, line, tonumber(ARGV[10 + 2 * i]), tonumber(ARGV[11 + 2 * i]), tonumber(ARGV[11]))
   end
 end
 end_job(job, id, status, now, ARGV[5], app, load, ARGV[6])

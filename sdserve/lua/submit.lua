@@ -4,7 +4,8 @@
 -- Not allow-oom: a full store must refuse new work.
 -- KEYS job queue lease replicas idempotency index app_index wake app load results clock shares
 -- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
---      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms work
+--      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms channel
+--      webhook('' for none) work
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local index, app_index, wake, app, load = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local results, clock, shares = KEYS[11], KEYS[12], KEYS[13]
@@ -53,7 +54,8 @@ redis.call('HSET', shares, share, start + ARGV[10])
 local score = -tonumber(priority) * 1e12 + start
 redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
   'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
-  'score', score, 'share', share, 'cost', ARGV[10], 'work', ARGV[17])
+  'score', score, 'share', share, 'cost', ARGV[10], 'work', ARGV[19])
+if ARGV[18] ~= '' then redis.call('HSET', job, 'webhook', ARGV[18]) end
 redis.call('ZADD', queue, score, id)
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', app_index, now, id)
@@ -67,4 +69,7 @@ if redis.call('LLEN', wake) < 64 then
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
 end
-return {busy < slots and 'run_now' or 'queued', id, redis.call('ZRANK', queue, id)}
+local ahead = redis.call('ZRANK', queue, id)
+tell(job, id, ARGV[17])
+if ahead < waiting then tell_app(ARGV[17]) end
+return {busy < slots and 'run_now' or 'queued', id, ahead}

@@ -4,11 +4,12 @@ One process, nothing kept when it ends. It passes the same tests as the real one
 that a state machine compares the real one with.
 """
 
+import json
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from sdserve.apps import (
     RunningWork,
 )
 from sdserve.errors import JobExpiredError, JobNotFoundError
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import ResultBudget
 from sdserve.operations import (
     END_OF_QUEUE,
@@ -40,18 +41,25 @@ from sdserve.operations import (
     Reap,
     Reaped,
     Release,
+    ShowPreview,
     Submit,
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPreview,
+    Watch,
     app_state,
 )
 from sdserve.pace import Pace, Work
+from sdserve.testing.memory_keys import InMemoryKeys
+from sdserve.testing.memory_outbox import MemoryOutbox
+from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
 
 PRIORITY = 1e12  # apart are the scores of two priorities
 UNCLAIMED_RESULT_TTL = timedelta(minutes=5)
+NOTHING = Usage()
 
 
 @dataclass(kw_only=True)
@@ -69,9 +77,13 @@ class _Record:
     phase: str | None = None
     owner: str | None = None
     is_cancelled: bool = False
+    version: int = 1
+    watched_until: float = 0
+    preview: tuple[Preview, int, float] | None = None  # of which attempt, until when
     finish: Finish | None = None  # that ended it
     error: JobFailure | None = None
     expires: float | None = None
+    usage: Usage | None = None  # once it has ended
 
     @property
     def share(self) -> tuple[int, str]:
@@ -125,6 +137,9 @@ class InMemoryJobStore:
         self._load: Counter[str] = Counter()
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
+        self._outbox = MemoryOutbox()
+        self._keyring = InMemoryKeys()
+        self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
         self._operations: dict[str, Callable[[Any, float], Any]] = {
             "submit": self._submit,
             "claim": self._claim,
@@ -134,8 +149,13 @@ class InMemoryJobStore:
             "reap": self._reap,
             "cancel": self._cancel,
             "drain": self._drain,
+            "watch": self._watch,
+            "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            **self._outbox.operations,
+            "view_preview": self._view_preview,
+            **self._keyring.operations,
         }
 
     def run(self, operation: Operation[Reply]) -> Reply:
@@ -204,6 +224,7 @@ class InMemoryJobStore:
             record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
             record.told = now
             record.step, record.phase = 0, "starting"
+            record.version += 1
             app.leases[job_id] = now + op.lease.total_seconds()
             claimed.append(
                 ClaimedJob(
@@ -226,16 +247,19 @@ class InMemoryJobStore:
             if end <= now and name != mine:
                 del app.replicas[name]
                 app.load_failures += presence.state is AppState.LOADING
-        return [self._pulse(app, job, now, until) for job in op.jobs]
+        return [self._pulse(app, job, until, now) for job in op.jobs]
 
-    def _pulse(self, app: _App, job: JobProgress, now: float, until: float) -> Pulse:
+    def _pulse(self, app: _App, job: JobProgress, until: float, now: float) -> Pulse:
         record = self._jobs.get(job.job_id)
         if record is None or not _holds(record, job.fence):
             return Pulse.LOST
         if job.job_id in app.leases:
             app.leases[job.job_id] = until
+        record.version += (record.step, record.phase) != (job.step, job.phase)
         record.step, record.phase, record.told = job.step, job.phase, now
-        return Pulse.CANCEL if record.is_cancelled else Pulse.OK
+        if record.is_cancelled:
+            return Pulse.CANCEL
+        return Pulse.WATCHED if record.watched_until > now else Pulse.OK
 
     def _finish(self, op: Finish, now: float) -> Ending:
         record = self._alive(op.job_id, now)
@@ -248,20 +272,23 @@ class InMemoryJobStore:
         app = self._apps[op.app]
         status = JobStatus.CANCELLED if record.is_cancelled else op.status
         record.finish = op
+        used = Usage(**asdict(op.spent))
         if status is JobStatus.CANCELLED:
             self._forget(op.result_keys)
         else:
             record.error = op.error
+            used += Usage(images=len(op.result_keys))
             for name in op.result_keys:
                 if name in self._blobs:  # else the caller took longer than UNCLAIMED_RESULT_TTL
                     blob, _ = self._blobs[name]
                     self._blobs[name] = (blob, now + op.results.ttl.total_seconds())
                     self._results[name] = (len(blob), now)
+                    used += Usage(result_bytes=len(blob))
             self._make_room(op.results, now)
         app.leases.pop(op.job_id, None)
         if status is JobStatus.SUCCEEDED and op.measured:
             app.pace = app.pace.seen(op.measured)
-        self._end(record, status, now, op.job_ttl)
+        self._end(record, status, now, op.job_ttl, used)
         cancelled = status is JobStatus.CANCELLED
         return Ending.CANCELLED if cancelled else Ending.FINISHED
 
@@ -296,6 +323,8 @@ class InMemoryJobStore:
         if record is None:
             return None
         found = record.status
+        if found is JobStatus.RUNNING:
+            record.version += not record.is_cancelled
         if not found.is_final:
             record.is_cancelled = True
         if found is JobStatus.QUEUED:
@@ -385,13 +414,35 @@ class InMemoryJobStore:
             position=self._apps[submit.app].in_order().index(op.job_id) if is_queued else None,
             attempt=record.attempt,
             cancel_requested=record.is_cancelled,
+            version=record.version,
             client=submit.client,
             owner=record.owner,
             result_keys=tuple(result.result_keys) if result else (),
             image_seeds=tuple(result.image_seeds) if result else (),
             metrics=result.metrics if result else None,
             error=record.error,
+            usage=record.usage,
         )
+
+    def _watch(self, op: Watch, now: float) -> JobStatus | None:
+        record = self._alive(op.job_id, now)
+        if record and not record.status.is_final:
+            record.watched_until = now + op.span.total_seconds()
+        return record.status if record else None
+
+    def _show_preview(self, op: ShowPreview, now: float) -> bool:
+        record = self._alive(op.job_id, now)
+        if record is None or not _holds(record, op.fence):
+            return False
+        record.preview = op.preview, op.fence, now + op.ttl.total_seconds()
+        return True
+
+    def _view_preview(self, op: ViewPreview, now: float) -> Preview | None:
+        record = self._alive(op.job_id, now)
+        if record is None or record.preview is None:
+            return None
+        preview, fence, end = record.preview
+        return preview if _holds(record, fence) and end > now else None
 
     # --- what they share ---------------------------------------------------------------------
 
@@ -408,11 +459,28 @@ class InMemoryJobStore:
             if self._load[name] <= 0:
                 del self._load[name]
 
-    def _end(self, record: _Record, status: JobStatus, now: float, ttl: timedelta) -> None:
+    def _end(
+        self,
+        record: _Record,
+        status: JobStatus,
+        now: float,
+        ttl: timedelta,
+        used: Usage = NOTHING,
+    ) -> None:
         record.status, record.ended = status, now
-        record.owner = record.phase = None
+        record.owner = record.phase = record.preview = None
+        record.version += 1
         record.expires = now + ttl.total_seconds()
         self._count(record.submit, -1)
+        record.usage = used + Usage(**{f"jobs_{status}": 1})
+        day = self._usage[int(now * 1000) // DAY_MS]
+        for metric, amount in record.usage.nonzero().items():
+            for app in (record.submit.app, ALL_APPS):
+                day[field_name(record.submit.client, app, metric)] += amount
+        if record.submit.webhook is not None:
+            self._outbox.tell(
+                "job", record.submit.job_id, status, record.submit.webhook, _fields(record), now
+            )
 
     def _hand_back(self, record: _Record, now: float, ttl: timedelta) -> JobStatus:
         app = self._apps[record.submit.app]
@@ -423,7 +491,8 @@ class InMemoryJobStore:
             self._end(record, JobStatus.FAILED, now, ttl)
         else:
             record.status, record.step = JobStatus.QUEUED, 0
-            record.owner = record.phase = None
+            record.owner = record.phase = record.preview = None
+            record.version += 1
             app.queue[record.submit.job_id] = record.score
             self._work.notify_all()
         return record.status
@@ -446,6 +515,16 @@ class InMemoryJobStore:
             self._blobs.pop(name, None)
 
     # --- the rest of the store's face --------------------------------------------------------
+
+    def usage_days(self) -> list[int]:
+        """The days on which anything was counted."""
+        with self._lock:
+            return sorted(self._usage)
+
+    def usage(self, day: int) -> dict[str, int]:
+        """The hash of a day: `field_name` -> amount."""
+        with self._lock:
+            return dict(self._usage[day])
 
     def app_status(self, app: str) -> AppStatus:
         return self.run(ViewApp(app=app))
@@ -531,6 +610,11 @@ class InMemoryJobStore:
         with self._lock:
             return dict(sorted(self._specs.items()))
 
+    def key_ids(self) -> list[str]:
+        """The API keys there are, revoked ones too, the oldest first."""
+        with self._lock:
+            return self._keyring.ids
+
     def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget the ids of jobs whose record expired, once they are `older_than`."""
         with self._lock:
@@ -541,6 +625,35 @@ class InMemoryJobStore:
             for job_id in gone:
                 del self._index[job_id]
             return len(gone)
+
+
+def _fields(record: _Record) -> dict[str, str]:
+    """The hash of an ended job in the real store, as far as a webhook tells it."""
+    submit, finish = record.submit, record.finish
+    kept = finish if finish and record.status is not JobStatus.CANCELLED else None
+    error = asdict(record.error) if record.error else None
+    fields = {
+        "id": submit.job_id, "app": submit.app, "model": submit.model, "status": record.status,
+        "request": submit.params.to_json(), "created": str(record.created * 1000),
+        "ended": str((record.ended or 0) * 1000), "attempt": str(record.attempt),
+        "step": str(record.step), "client": submit.client, "version": str(record.version),
+        "meta": json.dumps({
+            "results": list(kept.result_keys) if kept else [],
+            "seeds": list(kept.image_seeds) if kept else [],
+            "metrics": asdict(kept.metrics) if kept and kept.metrics else None,
+            "error": error,
+        }),
+    }  # fmt: skip
+    if record.started is not None:
+        fields["started"] = str(record.started * 1000)
+    if record.is_cancelled:
+        fields["cancel"] = "1"
+    if record.usage is not None:
+        used = record.usage.nonzero().items()
+        fields["usage"] = json.dumps(
+            {metric: amount for metric, amount in used if not metric.startswith("jobs_")}
+        )
+    return fields
 
 
 def _holds(record: _Record, fence: int) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from sdserve.usage import DAY_MS
 from tests.faults.history import Asked, CancelAsked, Seen, Struck
 from tests.faults.snapshot import Snapshot
 
@@ -64,12 +65,12 @@ class Facts:
 def check(facts: Facts) -> list[Violation]:
     """All rules, for a server that never lost what it had acknowledged."""
     return _run(facts, [lost, unfinished, innocents, changed, keys_, cancelled, attempts, answers,
-                        counters, owners, leftovers])  # fmt: skip
+                        counters, bills, owners, leftovers])  # fmt: skip
 
 
 def check_consistency(facts: Facts) -> list[Violation]:
     """The rules that hold even when Redis forgot its last seconds (power loss, failover)."""
-    return _run(facts, [unfinished, attempts, counters, leftovers])
+    return _run(facts, [unfinished, attempts, counters, bills, leftovers])
 
 
 def _run(facts: Facts, rules: list[Callable[[Facts], Iterator[Violation]]]) -> list[Violation]:
@@ -198,6 +199,29 @@ def counters(facts: Facts) -> Iterator[Violation]:
             if told != counted[app, status]:
                 message = f"{app}: {told} counted as {status}, {counted[app, status]} are"
                 yield Violation(rule="G8 counted", message=message)
+
+
+def bills(facts: Facts) -> Iterator[Violation]:
+    """G8: the usage of every day is exactly the sum over the jobs that ended on it."""
+    sums = defaultdict[tuple[int, str], int](int)
+    for job in facts.snapshot.jobs.values():
+        if job.status in FINAL and job.ended is not None:
+            for metric, amount in {**job.usage, f"jobs_{job.status}": 1}.items():
+                for app in (job.app, ""):
+                    sums[job.ended // DAY_MS, f"{job.client}|{app}|{metric}"] += amount
+    told = {
+        (day, name): amount
+        for day, amounts in facts.snapshot.usage.items()
+        for name, amount in amounts.items()
+    }
+    for day, name in sorted(sums.keys() | told.keys()):
+        if (amount := told.get((day, name), 0)) != sums[day, name]:
+            message = f"day {day}, {name}: {amount}, the jobs' sum is {sums[day, name]}"
+            yield Violation(rule="G8 billed", message=message)
+    for job_id, job in facts.snapshot.jobs.items():
+        if job.status == "succeeded" and job.usage.get("images") != len(job.results):
+            message = f"{job_id} has {len(job.results)} images and was billed {job.usage}"
+            yield Violation(rule="G8 billed", message=message)
 
 
 def owners(facts: Facts) -> Iterator[Violation]:

@@ -17,6 +17,7 @@ from sdserve.generation import GenerationParams
 from sdserve.jobs import ClaimedJob, JobStatus
 from sdserve.operations import Beat, Claim, JobProgress, Pulse, Reap
 from sdserve.store import RedisJobStore, connect
+from sdserve.usage import Spent
 from tests.faults.history import History, Struck
 from tests.values import JOB_TTL, METRICS, finish
 
@@ -94,18 +95,20 @@ class LightReplica(threading.Thread):
             except StoreUnavailableError:
                 continue  # that is what the lease is for
             if pulse is Pulse.CANCEL:
-                self._finish(job, JobStatus.CANCELLED, [])
+                self._finish(job, JobStatus.CANCELLED, [], steps=step + 1)
                 return
             if pulse is Pulse.LOST and not freezes:
                 return
         blobs = [draw(job.params)]
         names = self._persist(lambda: self._store.put_results(job.id, job.fence, blobs))
-        self._finish(job, JobStatus.SUCCEEDED, names)
+        self._finish(job, JobStatus.SUCCEEDED, names, steps=STEPS)
 
-    def _finish(self, job: ClaimedJob, status: JobStatus, names: list[str]) -> None:
+    def _finish(self, job: ClaimedJob, status: JobStatus, names: list[str], *, steps: int) -> None:
+        # Each attempt has a bill of its own: that of a zombie must not be counted.
+        spent = Spent(steps=steps, gpu_ms=5 * steps, cpu_ms=job.fence, energy_mj=10**job.fence)
         operation = finish(
             job.id, job.fence, status, app=self.app, metrics=METRICS, result_keys=names,
-            image_seeds=[job.params.seed] * len(names),
+            image_seeds=[job.params.seed] * len(names), spent=spent,
         )  # fmt: skip
         self._persist(lambda: self._store.run(operation))
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from workers.task_queue import QueueName
+
 
 class Processes:
     """Everything below the Ray head of one state folder; processes come and go."""
@@ -20,9 +22,8 @@ class Processes:
     def ray_head(self) -> int:
         return json.loads((self.state / "ray.json").read_text())["pid"]
 
-    @property
-    def rq_worker(self) -> int:
-        return json.loads((self.state / "rq-worker.json").read_text())["pid"]
+    def rq_worker(self, queue: QueueName) -> int:
+        return json.loads((self.state / f"rq-{queue}.json").read_text())["pid"]
 
     def titled(self, *words: str) -> list[psutil.Process]:
         """Ray's workers whose title has all these words, e.g. ServeController."""

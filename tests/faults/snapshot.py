@@ -20,6 +20,9 @@ class JobRecord:
     ttl: int  # seconds; -1: for ever
     error: str | None = None
     results: tuple[str, ...] = ()  # keys
+    client: str = ""
+    ended: int | None = None  # server milliseconds
+    usage: dict[str, int] = field(default_factory=dict[str, int])  # metric -> amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Snapshot:
     leased: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     blobs: dict[str, int] = field(default_factory=dict[str, int])  # key -> TTL in seconds
     counters: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    # day -> client|app|metric -> amount
+    usage: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
 
 
 def take_snapshot(redis: Redis) -> Snapshot:
@@ -48,6 +53,9 @@ def take_snapshot(redis: Redis) -> Snapshot:
             ttl=_ttl(redis, key),
             error=(meta.get("error") or {}).get("code"),
             results=tuple(meta.get("results") or ()),
+            client=job["client"],
+            ended=int(job["ended"]) if "ended" in job else None,
+            usage=json.loads(job.get("usage", "{}")),
         )
     for prefix, sets in ((keys.QUEUE, snapshot.queued), (keys.LEASE, snapshot.leased)):
         for key in _names(redis, prefix):
@@ -60,6 +68,11 @@ def take_snapshot(redis: Redis) -> Snapshot:
         names = ("succeeded", "failed", "cancelled")
         snapshot.counters[key.removeprefix(keys.APP)] = {
             name: int(count or 0) for name, count in zip(names, counts, strict=True)
+        }
+    for key in _names(redis, keys.USAGE):
+        amounts: Any = redis.hgetall(key)
+        snapshot.usage[int(key.removeprefix(keys.USAGE))] = {
+            name.decode(): int(amount) for name, amount in amounts.items()
         }
     return snapshot
 

@@ -33,7 +33,7 @@ TOLD = {
     "innocents failed": ("G5 innocent failed",),
     "too many attempts": ("G5 attempts",),
     "internal errors": ("G7 internal error",),
-    "counted wrongly": ("G8 counted",),
+    "counted wrongly": ("G8 counted", "G8 billed"),
     "seen by others": ("G9 seen by another",),
 }
 

@@ -13,6 +13,7 @@ from tests.faults.full_stack import APPS, FICKLE, LEASE, LIMIT, FullStack
 from tests.faults.processes import kill
 from tests.faults.second_node import SecondNode
 from tests.faults.tcp_proxy import CALM, Weather
+from workers.task_queue import QueueName
 
 NODE_PATIENCE = 20.0  # seconds; replicas come there when the first node has no CPU left
 
@@ -77,7 +78,7 @@ def _kill_titled(kind: str, *words: str) -> Strike:
 def kill_rq_worker(stack: FullStack) -> None:
     """Nobody but `up` starts it again."""
     stack.struck("kill RQ worker")
-    kill(stack.processes.rq_worker)
+    kill(stack.processes.rq_worker(stack.random.choice(list(QueueName))))
     stack.up()
 
 

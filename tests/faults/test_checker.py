@@ -33,8 +33,16 @@ def record(status: str = "succeeded", **changes: Any) -> JobRecord:
     fields: dict[str, Any] = {
         "app": "a", "status": status, "attempt": 1, "max_attempts": 3, "ttl": 100,
         "results": ("res",) if status == "succeeded" else (),
+        "client": "ann", "ended": 20_000 * 86_400_000 + 5,
+        "usage": {"images": 1, "gpu_ms": 30} if status == "succeeded" else {"gpu_ms": 30},
     }  # fmt: skip
     return JobRecord(**{**fields, **changes})
+
+
+def usage(job: JobRecord, **changes: int) -> dict[str, int]:
+    """What the day of this job should tell, but for `changes`."""
+    amounts = {**job.usage, f"jobs_{job.status}": 1, **changes}
+    return {f"ann|{app}|{metric}": n for app in ("a", "") for metric, n in amounts.items()}
 
 
 def snapshot(job: JobRecord | None = None, **changes: Any) -> Snapshot:
@@ -44,6 +52,7 @@ def snapshot(job: JobRecord | None = None, **changes: Any) -> Snapshot:
         "jobs": {"j": job},
         "blobs": dict.fromkeys(job.results, 100),
         "counters": {"a": counters},
+        "usage": {20_000: usage(job)},
     }
     return Snapshot(**{**fields, **changes})
 
@@ -119,6 +128,18 @@ def test_a_good_run_is_green() -> None:
             snapshot(counters={"a": {"succeeded": 2, "failed": 0, "cancelled": 0}}),
         ),
         ("G8 counted", GOOD, snapshot(counters={})),
+        ("G8 billed", GOOD, snapshot(usage={})),
+        ("G8 billed", GOOD, snapshot(usage={20_000: usage(record(), gpu_ms=60)})),
+        ("G8 billed", GOOD, snapshot(usage={20_000: usage(record(), jobs_succeeded=2)})),
+        ("G8 billed", GOOD, snapshot(usage={20_000: usage(record(), jobs_failed=1)})),
+        ("G8 billed", GOOD, snapshot(usage={20_001: usage(record())})),
+        ("G8 billed", GOOD, snapshot(usage={20_000: usage(record()), 20_001: {"b|a|steps": 1}})),
+        (  # the total of a client is not the sum over its apps
+            "G8 billed",
+            GOOD,
+            snapshot(usage={20_000: {**usage(record()), "ann||gpu_ms": 29}}),
+        ),
+        ("G8 billed", GOOD, snapshot(record(usage={"images": 2, "gpu_ms": 30}))),
         ("G9 seen by another", [*GOOD, seen(client="eve")], snapshot()),
         ("leftover in queue", GOOD, snapshot(queued={"a": ["j"]})),
         ("leftover in leases", GOOD, snapshot(leased={"a": ["j"]})),

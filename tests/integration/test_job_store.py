@@ -1,14 +1,15 @@
 """The promises of the job store, kept by the scripts on a real server and by the one in memory."""
 
 import threading
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
-from redis import Redis
 
+from sdserve import keys
 from sdserve.apps import AppState, LoadPace, LoadProgress
 from sdserve.errors import JobExpiredError, JobNotFoundError
-from sdserve.jobs import JobFailure, JobStatus, new_job_id
+from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import (
     END_OF_QUEUE,
@@ -19,24 +20,19 @@ from sdserve.operations import (
     Pulse,
     Release,
     ViewApp,
+    job_of,
 )
+from sdserve.outbox import HookOutcome, HookState, HookTry, ReplayHook
 from sdserve.pace import Measured, Pace, Work
-from sdserve.store import RedisJobStore
-from sdserve.testing import InMemoryJobStore
+from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
 
 pytestmark = pytest.mark.integration
 
 FAILURE = JobFailure(code="app_broken", message="no such file")
-
-
-@pytest.fixture(params=["redis", "memory"])
-def world(request: pytest.FixtureRequest) -> World:
-    if request.param == "memory":
-        return World(InMemoryJobStore(), None)
-    redis: Redis = request.getfixturevalue("redis")
-    return World(RedisJobStore(redis), redis)
+SPENT = Spent(steps=20, gpu_ms=812, cpu_ms=1234, energy_mj=350_000)
+USED = Usage(**asdict(SPENT))
 
 
 # --- accepting -----------------------------------------------------------------------------------
@@ -295,6 +291,85 @@ def test_a_late_replica_cannot_give_back_what_another_runs(world: World) -> None
     assert world.run(back) is False
     assert world.view(late.id).status is JobStatus.RUNNING
     assert world.beat(second) == [Pulse.OK]
+
+
+# --- usage ---------------------------------------------------------------------------------------
+
+
+def test_what_jobs_used_is_counted_by_client_and_app_and_kept_with_each(world: World) -> None:
+    asked = [(APP, "ann"), (APP, "bob"), (APP, ""), ("sd-other", "ann")]
+    for app, client in asked:
+        world.submit(app=app, client=client)
+    jobs = [world.claim(app=app) for app, _ in asked]
+    for (app, _), job in zip(asked, jobs, strict=True):
+        world.succeed(job, [b"png", b"p"], app=app, spent=SPENT)
+    one = USED + Usage(jobs_succeeded=1, images=2, result_bytes=4)
+    assert [world.view(job.id).usage for job in jobs] == [one] * 4
+    assert counted(world, jobs[0].id) == {
+        ("", ""): one, ("", APP): one, ("bob", ""): one, ("bob", APP): one,
+        ("ann", ""): one + one, ("ann", APP): one, ("ann", "sd-other"): one,
+    }  # fmt: skip
+
+
+def test_a_job_without_a_result_is_billed_for_what_it_used(world: World) -> None:
+    failed, cancelled = world.submit().job_id, world.submit().job_id
+    for job in (world.claim(), world.claim()):
+        status = JobStatus.FAILED if job.id == failed else JobStatus.CANCELLED
+        world.run(finish(job.id, 1, status, spent=SPENT))
+    assert world.view(failed).usage == USED + Usage(jobs_failed=1)
+    assert world.view(cancelled).usage == USED + Usage(jobs_cancelled=1)
+    both = USED + USED + Usage(jobs_failed=1, jobs_cancelled=1)
+    assert counted(world, failed) == {("", ""): both, ("", APP): both}
+
+
+def test_a_picture_that_came_after_the_cancel_is_not_billed_as_one(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    assert world.view(job.id).usage is None
+    world.cancel(job.id)
+    assert world.succeed(job, spent=SPENT) is Ending.CANCELLED
+    assert world.view(job.id).usage == USED + Usage(jobs_cancelled=1)
+
+
+def test_a_finish_that_is_repeated_is_billed_once(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    for _ in range(2):
+        world.succeed(job, spent=SPENT)
+    used = USED + Usage(jobs_succeeded=1, images=1, result_bytes=3)
+    assert counted(world, job.id) == {("", ""): used, ("", APP): used}
+
+
+def test_a_late_replica_bills_nothing(world: World) -> None:
+    world.submit()
+    late = world.claim(RUN_OUT)
+    world.reap()
+    job = world.claim()
+    assert world.succeed(late, spent=replace(SPENT, gpu_ms=10**6)) is Ending.LOST
+    world.succeed(job, spent=SPENT)
+    assert world.succeed(late, spent=replace(SPENT, gpu_ms=10**6)) is Ending.LOST
+    used = USED + Usage(jobs_succeeded=1, images=1, result_bytes=3)
+    assert counted(world, job.id) == {("", ""): used, ("", APP): used}
+    assert world.view(job.id).usage == used
+
+
+def test_a_job_that_no_replica_ends_is_counted_without_amounts(world: World) -> None:
+    lost = world.submit().job_id
+    world.claim(RUN_OUT)
+    world.cancel(lost)
+    queued = world.submit().job_id
+    for _ in range(2):
+        world.reap()
+        world.cancel(queued)
+    drained = world.submit().job_id
+    world.run(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=False))
+    total = Usage(jobs_cancelled=2, jobs_failed=1)
+    assert counted(world, drained) == {("", ""): total, ("", APP): total}
+    assert world.view(queued).usage == world.view(lost).usage == Usage(jobs_cancelled=1)
+
+
+def counted(world: World, job_id: str) -> dict[tuple[str, str], Usage]:
+    return {(row.client, row.app): row.usage for row in world.used(job_id)}
 
 
 # --- lost replicas -------------------------------------------------------------------------------
@@ -581,3 +656,273 @@ def test_a_wish_for_a_replica_shows_and_passes(world: World) -> None:
     assert world.store.app_status(APP).wished
     world.store.wish_replica(APP, -1)
     assert not world.store.app_status(APP).wished
+
+
+# --- webhooks ------------------------------------------------------------------------------------
+
+URL = "https://receiver.example/hook"
+OTHER_URL = "https://other.example/hook"
+HOUR = timedelta(hours=1)
+
+
+def ended_job(world: World, url: str = URL) -> str:
+    """The event of a job that has just ended."""
+    job_id = world.submit(webhook=url).job_id
+    world.cancel(job_id)
+    return f"job_{job_id}_cancelled"
+
+
+def begun(world: World, url: str = URL) -> HookTry:
+    attempt = world.begin(ended_job(world, url))
+    assert attempt is not None
+    return attempt
+
+
+def test_however_a_job_ends_its_webhook_is_told_once(world: World) -> None:
+    expected = set[str]()
+
+    def running() -> str:
+        return world.submit(webhook=URL).job_id
+
+    expected.add(f"job_{running()}_succeeded")
+    job = world.claim()
+    world.succeed(job)
+    world.succeed(job)  # its reply was lost
+    expected.add(f"job_{running()}_failed")
+    job = world.claim()
+    world.run(finish(job.id, job.fence, JobStatus.FAILED, error=FAILURE))
+    world.run(finish(job.id, 7, JobStatus.FAILED, error=FAILURE))  # a late writer
+    expected.add(f"job_{running()}_cancelled")
+    job = world.claim()
+    world.cancel(job.id)
+    world.succeed(job)
+    expected.add(f"job_{running()}_cancelled")
+    job = world.claim()
+    world.cancel(job.id)
+    world.run(Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
+    expected.add(f"job_{world.submit(webhook=URL, max_attempts=1).job_id}_failed")
+    world.claim(lease=RUN_OUT)
+    world.reap()
+    expected.add(ended_job(world))
+    expected.add(f"job_{running()}_failed")
+    world.store.drain(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=False))
+    assert len(expected) == 7
+    events = world.take()
+    assert len(events) == 7
+    assert set(events) == expected
+
+
+def test_a_job_without_webhook_tells_nobody(world: World) -> None:
+    world.cancel(world.submit().job_id)
+    assert world.hooks() == []
+
+
+def test_an_event_tells_the_job_as_it_ended(world: World) -> None:
+    submitted = world.submit(webhook=URL, client="ann")
+    job = world.claim()
+    world.succeed(job)
+    attempt = world.begin(f"job_{submitted.job_id}_succeeded")
+    assert attempt is not None
+    assert (attempt.url, attempt.number, attempt.since_start) == (URL, 1, 1)
+    told, seen = job_of(attempt.subject), world.view(job.id)
+    assert told == seen
+    assert (told.metrics, told.client) == (METRICS, "ann")
+    assert attempt.created_at == seen.finished_at
+
+
+def test_an_event_that_nobody_delivers_is_taken_again(world: World) -> None:
+    event = ended_job(world)
+    assert world.take(patience=RUN_OUT) == [event]
+    assert world.take() == [event]
+    assert world.take() == []
+
+
+def test_one_at_a_time_tries_an_event(world: World) -> None:
+    event = ended_job(world)
+    assert world.begin(event, busy=HOUR) is not None
+    assert world.begin(event) is None
+    assert world.take() == []
+
+
+def test_who_was_lost_in_a_try_is_followed_by_another(world: World) -> None:
+    event = ended_job(world)
+    lost = world.begin(event, busy=RUN_OUT)
+    assert world.take(patience=RUN_OUT) == [event]
+    second = world.begin(event)
+    assert lost is not None
+    assert second is not None
+    assert (lost.number, second.number) == (1, 2)
+    # The lost one comes back.
+    assert world.settle(lost, HookOutcome.DEAD, reason="late") is HookState.LATE
+    assert world.hooks(dead=True) == []
+    assert world.settle(lost, HookOutcome.DELIVERED) is HookState.DELIVERED
+    assert world.settle(second, HookOutcome.RETRY) is HookState.LATE
+    assert world.hooks() == []
+
+
+def test_a_delivered_event_is_gone(world: World) -> None:
+    attempt = begun(world)
+    for expected in (HookState.DELIVERED, HookState.LATE):
+        assert world.settle(attempt, HookOutcome.DELIVERED) is expected
+    assert world.hooks() == []
+    assert world.begin(attempt.event) is None
+
+
+def test_an_event_waits_for_its_next_try(world: World) -> None:
+    attempt = begun(world)
+    state = world.settle(attempt, HookOutcome.RETRY, delay=HOUR, reason="500")
+    assert state is HookState.WAITING
+    assert world.take() == []
+    assert world.begin(attempt.event) is None
+    (waiting,) = world.hooks()
+    assert (waiting.event, waiting.tries, waiting.error) == (attempt.event, 1, "500")
+    assert HOUR * 0.9 < waiting.at - waiting.created_at <= HOUR * 1.1
+
+
+def test_a_failed_try_may_be_repeated_at_once(world: World) -> None:
+    attempt = begun(world)
+    world.settle(attempt, HookOutcome.RETRY, delay=RUN_OUT)
+    again = world.begin(attempt.event)
+    assert again is not None
+    assert (again.number, again.since_start) == (2, 2)
+
+
+def test_what_is_given_up_is_listed_and_can_be_replayed(world: World) -> None:
+    attempt = begun(world)
+    assert world.settle(attempt, HookOutcome.DEAD, reason="410") is HookState.DEAD
+    assert (world.take(), world.begin(attempt.event)) == ([], None)
+    (dead,) = world.hooks(dead=True)
+    assert (dead.event, dead.url, dead.error) == (attempt.event, URL, "410")
+    assert world.run(ReplayHook(event=attempt.event)) is True
+    assert world.hooks(dead=True) == []
+    assert world.take() == [attempt.event]
+    again = world.begin(attempt.event)
+    assert again is not None
+    assert (again.number, again.since_start, again.subject) == (2, 1, attempt.subject)
+    assert world.run(ReplayHook(event="job_unknown_failed")) is False
+
+
+def test_a_replay_of_what_waits_needs_no_patience(world: World) -> None:
+    attempt = begun(world)
+    world.settle(attempt, HookOutcome.RETRY, delay=HOUR, is_slow=True)
+    assert world.run(ReplayHook(event=attempt.event)) is True
+    assert world.take() == [attempt.event]
+    assert world.begin(attempt.event) is not None
+
+
+def test_a_receiver_that_hangs_rests_and_others_do_not(world: World) -> None:
+    attempt = begun(world)
+    others = [ended_job(world), ended_job(world, OTHER_URL)]
+    world.settle(attempt, HookOutcome.RETRY, delay=RUN_OUT, is_slow=True)
+    assert world.begin(others[0]) is None
+    assert others[0] not in world.take()
+    assert world.begin(others[1]) is not None
+
+
+def test_a_receiver_that_answers_rests_no_more(world: World) -> None:
+    slow, quick = begun(world), begun(world)
+    world.settle(slow, HookOutcome.RETRY, delay=RUN_OUT, is_slow=True)
+    world.settle(quick, HookOutcome.DELIVERED)
+    assert world.begin(ended_job(world)) is not None
+
+
+# --- watching ------------------------------------------------------------------------------------
+
+
+def test_every_change_that_a_viewer_sees_has_a_version_of_its_own(world: World) -> None:
+    job_id = world.submit().job_id
+    versions = [world.view(job_id).version]
+
+    def note() -> None:
+        versions.append(world.view(job_id).version)
+
+    job = world.claim()
+    note()
+    world.beat(job, step=1)
+    note()
+    world.beat(job, step=2)
+    note()
+    world.release(job)
+    note()
+    world.claim(lease=RUN_OUT)
+    note()
+    world.reap()
+    note()
+    job = world.claim()
+    note()
+    world.cancel(job_id)
+    note()
+    world.succeed(job)
+    note()
+    assert versions == list(range(1, len(versions) + 1))
+
+
+def test_what_changes_nothing_has_no_version(world: World) -> None:
+    job_id = world.submit().job_id
+    job = world.claim()
+    world.beat(job)
+    world.cancel(job_id)
+    before = world.view(job_id)
+    world.beat(job)
+    world.cancel(job_id)
+    world.watch(job_id)
+    world.show_preview(job, Preview(step=3, number=0, image=b"webp"))
+    assert world.view(job_id) == before
+
+
+def test_a_drained_and_a_cancelled_job_are_news(world: World) -> None:
+    drained, cancelled = world.submit().job_id, world.submit().job_id
+    world.cancel(cancelled)
+    world.store.drain(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=False))
+    assert [world.view(job_id).version for job_id in (drained, cancelled)] == [2, 2]
+
+
+def test_a_replica_hears_of_a_viewer_while_he_watches(world: World) -> None:
+    job_id = world.submit().job_id
+    assert world.watch(job_id) is JobStatus.QUEUED
+    job = world.claim()
+    assert world.beat(job) == [Pulse.WATCHED]
+    assert world.watch(job_id, RUN_OUT) is JobStatus.RUNNING
+    assert world.beat(job) == [Pulse.OK]
+    world.watch(job_id)
+    world.cancel(job_id)
+    assert world.beat(job) == [Pulse.CANCEL]
+
+
+def test_what_is_over_is_not_watched(world: World) -> None:
+    unknown = new_job_id()
+    assert world.watch(unknown) is None
+    with pytest.raises(JobNotFoundError):
+        world.view(unknown)
+    world.submit()
+    job = world.claim()
+    world.succeed(job)
+    assert world.watch(job.id) is JobStatus.SUCCEEDED
+    if world.redis:  # the wish left no trace in the record of what is over
+        assert not world.redis.hexists(keys.JOB + job.id, "watched")
+
+
+def test_a_preview_is_that_of_the_running_attempt(world: World) -> None:
+    job_id = world.submit().job_id
+    assert world.preview(job_id) is None
+    late = world.claim()
+    seen = Preview(step=3, number=0, image=b"\x00webp\xff")
+    assert world.show_preview(late, seen)
+    assert world.preview(job_id) == seen
+    world.release(late)
+    assert world.preview(job_id) is None
+    job = world.claim()
+    assert world.preview(job_id) is None
+    assert not world.show_preview(late, seen)
+    assert world.preview(job_id) is None
+    assert world.show_preview(job, Preview(step=9, number=1, image=b"new"))
+    world.succeed(job)
+    assert world.preview(job_id) is None
+    assert not world.show_preview(job, seen)
+
+
+def test_a_preview_runs_out(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    assert world.show_preview(job, Preview(step=3, number=0, image=b"webp"), timedelta(0))
+    assert world.preview(job.id) is None

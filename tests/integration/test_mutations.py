@@ -8,7 +8,7 @@ from redis import Redis
 
 from sdserve import operations
 from sdserve.store import RedisJobStore
-from tests.integration import test_job_store
+from tests.integration import test_api_keys, test_job_store
 from tests.store_world import World
 
 pytestmark = pytest.mark.integration
@@ -31,7 +31,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no priorities", "-tonumber(priority) * 1e12", "0"),
         ("no shares", "tonumber(redis.call('HGET', shares, share) or 0)", "0"),
         ("no clock", "tonumber(redis.call('HGET', clock, priority) or 0)", "0"),
-        ("no work", "'work', ARGV[17]", "'work', '1 1 1 1 1'"),
+        ("no work", "'work', ARGV[19]", "'work', '1 1 1 1 1'"),
     ],
     "claim": [
         ("no clock", "redis.call('HSET', clock, priority, start)", ""),
@@ -43,7 +43,12 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no fence", "and held[2] == ARGV[i + 1]", ""),
         ("for what does not run", "held[1] == 'running' and", ""),
         ("no lease", "redis.call('ZADD', lease, 'XX', now + tonumber(ARGV[2]), ARGV[i])", ""),
-        ("deaf to a cancel", "held[3] and 'cancel' or 'ok'", "'ok'"),
+        ("deaf to a cancel", "held[3] and 'cancel' or", ""),
+        ("deaf to viewers", "watched and 'watched' or", ""),
+        ("viewers for ever", "and tonumber(held[6]) > now", ""),
+        ("news of nothing", "held[4] ~= ARGV[i + 3] or held[5] ~= ARGV[i + 2]", "true"),
+        ("no news of steps", "if held[4] ~= ARGV[i + 3] or held[5] ~= ARGV[i + 2] then",
+         "if false then"),
         ("blind to failed starts", "other['state'] == 'loading'", "false"),
     ],
     "finish": [
@@ -52,9 +57,16 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("only once", "held[4] == fence", "false"),
         ("past a cancel", "held[3] and 'cancelled' or ARGV[3]", "ARGV[3]"),
         ("keeps the lease", "redis.call('ZREM', lease, id)", ""),
+        ("bills nothing", "'usage', cjson.encode(used))", "'used', 1)"),
+        ("bills a loser", "  return 'lost'", "  redis.call('HSET', job, 'usage', ARGV[11])\n"
+         "  bill(job, app:sub(8), '', 'succeeded', server_ms())\n  return 'lost'"),
+        ("bills a repeat", "if held[4] == fence then",
+         "if held[4] == fence then bill(job, app:sub(8), '', held[1], server_ms())"),
+        ("no images", "used.images = (used.images or 0) + 1", ""),
+        ("no bytes", "used.result_bytes = (used.result_bytes or 0) + bytes", ""),
         ("keeps a loser's images", "redis.call('DEL', KEYS[i]) end\n  return 'lost'",
          "redis.call('EXISTS', KEYS[i]) end\n  return 'lost'"),
-        ("learns from the cancelled", "if status == 'succeeded' and ARGV[11]", "if ARGV[11]"),
+        ("learns from the cancelled", "if status == 'succeeded' and ARGV[12]", "if ARGV[12]"),
         ("learns for good", "* fading", "* 1"),
         ("learns one line only", "ipairs({'pace_step', 'pace_picture', 'pace_file'})",
          "ipairs({'pace_step'})"),
@@ -77,11 +89,21 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("fails the cancelled", "not held[4] and", ""),
     ],
     "cancel": [
-        ("unheard", "if status == 'running' then\n  redis.call('HSET', job, 'cancel', 1)",
-         "if status == 'running' then"),
+        ("unheard", "redis.call('HSETNX', job, 'cancel', 1)", "redis.call('HSETNX', job, 'no', 1)"),
+        ("news of nothing", "redis.call('HSETNX', job, 'cancel', 1) == 1",
+         "redis.call('HSET', job, 'cancel', 1) >= 0"),
         ("leaves the job in the queue", "redis.call('ZREM', queue, ARGV[1])", ""),
         ("of an end", "elseif status == 'queued' then", "else"),
         ("charges", "redis.call('HINCRBY', shares, charged[1], -charged[2])", ""),
+    ],
+    "watch": [
+        ("of an end", "if status == 'queued' or status == 'running' then", "if true then"),
+        ("of the running alone", "status == 'queued' or", ""),
+    ],
+    "preview": [
+        ("no fence", "or held[2] ~= ARGV[2]", ""),
+        ("of an end", "held[1] ~= 'running' or", ""),
+        ("for ever", "redis.call('PEXPIRE', KEYS[2], ARGV[6])", ""),
     ],
     "drain": [
         ("breaks nothing", "if ARGV[6] == '1' then", "if false then"),
@@ -89,22 +111,85 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("ends nobody", "end_job(ARGV[1] .. id, id, 'failed', now, ARGV[4], app, load, ARGV[5], "
          "{code, message})", ""),
     ],
+    "create_key": [
+        ("over another", "== ARGV[4] and 1 or 0", "and 1"),
+        ("unlisted", "redis.call('ZADD', KEYS[2], now, ARGV[1])", ""),
+    ],
+    "rotate_key": [
+        ("of a revoked key", "if held[2] then", "if false then"),
+        ("of no key", "if not held[1] then", "if false then"),
+        ("repeats itself", "held[1] ~= ARGV[1]", "true"),
+        ("no overlap", "now + ARGV[2]", "now"),
+        ("an overlap without end", "now + ARGV[2]", "now + 1e9"),
+    ],
+    "revoke_key": [
+        ("in words only", "redis.call('HSETNX', KEYS[1], 'revoked', server_ms())", ""),
+        ("again and again", "HSETNX", "HSET"),
+        ("of no key", "if redis.call('EXISTS', KEYS[1]) == 0 then", "if false then"),
+    ],
     "common": [
         ("back to the end of the queue", "redis.call('ZADD', queue, held[1], id)",
          "redis.call('ZADD', queue, 1e9, id)"),
         ("back though cancelled", "held[2] and 'cancelled' or ", ""),
         ("back to a broken app", "broken[2] and 'failed' or ", ""),
         ("an end that counts nothing", "count_job(load, facts[1], facts[2], -1)", ""),
+        ("a preview that outlives its job",
+         "redis.call('DEL', PREVIEW .. id)\n  tell(job, id, channel, 'ended')",
+         "tell(job, id, channel, 'ended')"),
+        ("a preview that outlives its attempt",
+         "redis.call('DEL', PREVIEW .. id)\n  tell(job, id, channel)\n",
+         "tell(job, id, channel)\n"),
+        ("an end without news", "tell(job, id, channel, 'ended')", ""),
+        ("back without news", "tell(job, id, channel)\n  tell_app(channel)", "tell_app(channel)"),
+        ("an end that bills nothing", "bill(job, facts[1], facts[2], status, now)", ""),
+        ("no bill of an app", "HINCRBY', day, client .. '|' .. app",
+         "EXISTS', client .. '|' .. app"),
+        ("no total of a client", "HINCRBY', day, client .. '||' .. metric, amount",
+         "EXISTS', client"),
+        ("on the wrong day", "math.floor(now / 86400000)", "math.floor(now / 86400000 + 1)"),
+        ("no count of ends", "used['jobs_' .. status] = 1", ""),
         ("an end that never expires", "redis.call('EXPIRE', job, ttl_s)", ""),
         ("room made from the young", "now - keep_ms,", "'+inf',"),
         ("room never made", "if bytes > budget then", "if false then"),
+        ("an end that no webhook hears of", "if facts[3] then tell", "if false then tell"),
+    ],
+    "take_hooks": [
+        ("for ever", "redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), event)",
+         "redis.call('ZREM', KEYS[1], event)"),
+        ("again and again", "now + tonumber(ARGV[2])", "now"),
+    ],
+    "begin_hook": [
+        ("of what is delivered",
+         "if not redis.call('ZSCORE', hooks, ARGV[1]) then return false end", ""),
+        ("two at once", "tonumber(held[1] or 0) > now or", ""),
+        ("before its time", " or tonumber(held[2]) > now", ""),
+        ("of who rests", "if rests > now then", "if false then"),
+        ("for ever", "redis.call('ZADD', hooks, busy, ARGV[1])",
+         "redis.call('ZREM', hooks, ARGV[1])"),
+    ],
+    "settle_hook": [
+        ("no fence", "held[1] ~= ARGV[2] or", ""),
+        ("delivers for ever", "redis.call('ZREM', hooks, event)\n  redis.call('ZREM', dead, event)",
+         "redis.call('ZREM', dead, event)"),
+        ("remembers no rest", "redis.call('HSET', rest, 'until', now + span)", ""),
+        ("rests for ever", "redis.call('DEL', rest)", ""),
+        ("forgets the dead", "redis.call('ZADD', dead, now, event)", ""),
+        ("forgets the next try", "redis.call('ZADD', hooks, due, event)",
+         "redis.call('ZREM', hooks, event)"),
+    ],
+    "replay_hook": [
+        ("keeps the dead", "redis.call('ZREM', dead, event)", ""),
+        ("after its back-off", "'due', now, ", ""),
+        ("without a new count", "'base', held[2]", "'base', 0"),
+        ("of who rests", "redis.call('DEL', ARGV[2] .. receiver(held[1]))", ""),
     ],
 }  # fmt: skip
 
 
 SUITE: list[Callable[[World], None]] = [
     function
-    for name, function in vars(test_job_store).items()
+    for module in (test_job_store, test_api_keys)
+    for name, function in vars(module).items()
     if name.startswith("test_") and inspect.isfunction(function)
 ]
 

@@ -6,11 +6,15 @@ import pytest
 from redis import Redis
 
 from sdserve import keys
+from sdserve.apps import AppState
 from sdserve.errors import StoreFullError, StoreUnavailableError
-from sdserve.jobs import JobStatus
+from sdserve.jobs import JobFailure, JobStatus, Preview
+from sdserve.news import Change, read_news
+from sdserve.operations import Drain
 from sdserve.store import RedisJobStore, connect
 from tests.store_world import World
-from tests.values import APP, submit
+from tests.values import APP, JOB_TTL, submit
+from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.integration
 
@@ -20,6 +24,14 @@ def test_scripts_survive_a_flush_of_the_script_cache(redis: Redis) -> None:
     world.submit()
     redis.script_flush()
     assert world.submit().ahead == 1
+
+
+def test_usage_is_kept_for_400_days(redis: Redis) -> None:
+    world = World(RedisJobStore(redis), redis)
+    world.cancel(world.submit().job_id)
+    (key,) = redis.scan_iter(match=keys.USAGE + "*")
+    ttl: Any = redis.ttl(key)
+    assert 399 * 86400 < ttl <= 400 * 86400
 
 
 def test_a_server_that_is_away_is_one_clear_error() -> None:
@@ -60,3 +72,50 @@ def test_nothing_is_left_when_all_has_ended(redis: Redis) -> None:
     assert redis.exists(keys.QUEUE + APP, keys.LEASE + APP, keys.SHARES + APP) == 0
     for pattern in (keys.JOB, keys.IDEMPOTENCY, keys.RESULT + "01", keys.WAKE):
         assert all(redis.ttl(key) > 0 for key in redis.scan_iter(pattern + "*"))
+
+
+def test_whoever_listens_hears_of_every_change_once(redis: Redis) -> None:
+    """And of nothing else: each message costs every HTTP process something."""
+    world = World(RedisJobStore(redis), redis)
+    with redis.pubsub() as channel:
+        channel.subscribe(keys.CHANNEL + APP)
+        channel.get_message(timeout=LIMIT)
+
+        def heard() -> list[tuple[Change, str]]:
+            redis.publish(keys.CHANNEL + APP, "end preview")
+            found = list[tuple[Change, str]]()
+            while True:
+                message: Any = channel.get_message(timeout=LIMIT)
+                news = read_news(message["channel"], message["data"])
+                assert news.app == APP
+                if news.job_id == "end":
+                    return found
+                found.append((news.change, news.job_id))
+
+        first, second = world.submit().job_id, world.submit().job_id
+        assert heard() == [(Change.JOB, first), (Change.JOB, second)]
+        ahead = world.submit(priority=1).job_id
+        assert heard() == [(Change.JOB, ahead), (Change.APP, "")]
+        job = world.claim()
+        assert heard() == [(Change.JOB, ahead), (Change.APP, "")]
+        world.beat(job, step=1)
+        assert heard() == [(Change.APP, ""), (Change.JOB, ahead)]
+        world.beat(job, step=1)
+        assert heard() == []
+        world.show_preview(job, Preview(step=1, number=0, image=b"webp"))
+        assert heard() == [(Change.PREVIEW, ahead)]
+        world.beat(job, step=1, state=AppState.LOADING, phase="reading file 43%")
+        assert heard() == [(Change.APP, "")]
+        world.release(job)
+        assert heard() == [(Change.JOB, ahead), (Change.APP, "")]
+        world.cancel(ahead)
+        world.cancel(ahead)
+        assert heard() == [(Change.ENDED, ahead), (Change.APP, "")]
+        world.succeed(world.claim())
+        assert heard() == [(Change.JOB, first), (Change.APP, ""), (Change.ENDED, first)]
+        world.store.leave(APP, "r1")
+        assert heard() == [(Change.APP, "")]
+        failure = JobFailure(code="app_broken", message="no such file")
+        world.store.drain(Drain(app=APP, failure=failure, job_ttl=JOB_TTL, broken=True))
+        # The second round that finds nothing repeats that the app is broken.
+        assert heard() == [(Change.ENDED, second), (Change.APP, ""), (Change.APP, "")]

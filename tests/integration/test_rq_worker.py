@@ -26,8 +26,8 @@ from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
 from tests.values import APP, LEASE, submit
-from workers.task_queue import AllowedJob, task_queue
-from workers.tasks import enqueue_due_retention, enqueue_preload, hash_checkpoint, retention
+from workers.task_queue import AllowedJob, QueueName, task_queue
+from workers.tasks import enqueue_preload, enqueue_retention, hash_checkpoint, retention
 
 pytestmark = pytest.mark.integration
 
@@ -42,10 +42,12 @@ def worker(redis: Redis, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def working(redis_url: str, log: Path = Path(os.devnull)) -> Generator[subprocess.Popen[bytes]]:
+def working(
+    redis_url: str, log: Path = Path(os.devnull), queue: QueueName = QueueName.SIDE_WORK
+) -> Generator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.main"],
+            [sys.executable, "-m", "workers.main", queue],
             env={**os.environ, "REDIS_URL": redis_url},
             stderr=output,
         )
@@ -159,16 +161,19 @@ def test_a_file_is_hashed_once_per_content(
     assert RedisJobStore(redis).sha256s([old, ModelFile.at(path)]) == [sha256, None]
 
 
-def test_many_workers_ask_once(redis: Redis) -> None:
-    assert [enqueue_due_retention(redis) for _ in range(3)] == [True, False, False]
-    assert task_queue(redis).count == 1
-
-
 def test_all_keys_of_rq_are_under_our_prefix(redis: Redis) -> None:
-    enqueue_due_retention(redis)
+    enqueue_retention(redis)
     found = [key.decode() for key in redis.scan_iter("*")]
     assert found
     assert all(key.startswith("sd:") for key in found), found
+
+
+def test_a_worker_does_the_tasks_of_its_queue_only(redis: Redis, redis_url: str) -> None:
+    of_others = task_queue(redis).enqueue(retention)
+    with working(redis_url, queue=QueueName.WEBHOOKS):
+        mine = task_queue(redis, QueueName.WEBHOOKS).enqueue(retention)
+        until(lambda: status(mine) is JobStatus.FINISHED)
+        assert status(of_others) is JobStatus.QUEUED
 
 
 def test_a_worker_ends_when_it_is_told_to(redis: Redis, worker: subprocess.Popen[bytes]) -> None:

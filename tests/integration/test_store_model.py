@@ -1,5 +1,6 @@
 """The scripts against the store in memory: any sequence of operations has the same outcome."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -19,9 +20,10 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
+from sdserve import keys
 from sdserve.apps import AppState, AppStatus, LoadPace, LoadProgress, ReplicaPresence
 from sdserve.errors import SdServeError
-from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, new_job_id
+from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, ResultBudget
 from sdserve.operations import (
     END_OF_QUEUE,
@@ -35,14 +37,29 @@ from sdserve.operations import (
     Operation,
     Reap,
     Release,
+    ShowPreview,
     Submit,
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPreview,
+    Watch,
+    job_of,
+)
+from sdserve.outbox import (
+    BeginHook,
+    HookOutcome,
+    HookTry,
+    HookView,
+    ReplayHook,
+    SettleHook,
+    TakeHooks,
+    ViewHooks,
 )
 from sdserve.pace import Measured, Work
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
+from sdserve.usage import Spent
 from tests.values import JOB_TTL, METRICS, params, submit
 
 pytestmark = pytest.mark.integration
@@ -79,6 +96,8 @@ class Stores(RuleBasedStateMachine):
 
     redis: ClassVar[Redis]
     jobs: Bundle[Submitted] = Bundle("jobs")
+    events: Bundle[str] = Bundle("events")
+    tries: Bundle[HookTry] = Bundle("tries")
     claims: Bundle[tuple[str, ClaimedJob]] = Bundle("claims")
 
     def __init__(self) -> None:
@@ -104,16 +123,16 @@ class Stores(RuleBasedStateMachine):
         target=jobs, app=apps, client=clients, limits=limits, priority=st.sampled_from([0, 0, 1]),
         steps=st.sampled_from([1, 5, 20]), key=st.sampled_from([None, None, "k1", "k2"]),
         digest=st.sampled_from(["x", "x", "y"]), queue_limit=st.sampled_from([3, 50]),
-        attempts=st.sampled_from([1, 2, 3]),
+        attempts=st.sampled_from([1, 2, 3]), webhook=st.sampled_from([None, "https://r.example/"]),
     )  # fmt: skip
     def submits(
         self, app: str, client: str, limits: Limits, priority: int, steps: int, key: str | None,
-        digest: str, queue_limit: int, attempts: int,
+        digest: str, queue_limit: int, attempts: int, webhook: str | None,
     ) -> Any:  # fmt: skip
         operation = submit(
             job_id=new_job_id(), app=app, client=client, limits=limits, priority=priority,
             params=params(num_inference_steps=steps), idempotency_key=key, digest=digest,
-            queue_limit=queue_limit, max_attempts=attempts,
+            queue_limit=queue_limit, max_attempts=attempts, webhook=webhook,
         )  # fmt: skip
         submitted = self.both(operation)
         if submitted.admission not in (Admission.RUN_NOW, Admission.QUEUED):
@@ -147,10 +166,11 @@ class Stores(RuleBasedStateMachine):
         claim=claims, status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED]),
         results=budgets, images=st.lists(st.sampled_from([b"", b"12345", b"1" * 20]), max_size=2),
         measured=st.none() | measurements,
+        spent=st.builds(Spent, steps=st.integers(0, 9), gpu_ms=st.integers(0, 10**12)),
     )  # fmt: skip
     def finishes(
         self, claim: tuple[str, ClaimedJob], status: JobStatus, results: ResultBudget,
-        images: list[bytes], measured: Measured | None,
+        images: list[bytes], spent: Spent, measured: Measured | None,
     ) -> None:  # fmt: skip
         app, job = claim
         names, metrics, error = list[str](), None, None
@@ -165,11 +185,22 @@ class Stores(RuleBasedStateMachine):
             Finish(
                 app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
                 results=results, result_keys=names, image_seeds=list(range(len(names))),
-                metrics=metrics, error=error, measured=measured if metrics else None,
+                metrics=metrics, error=error, spent=spent, measured=measured if metrics else None,
             )
         )  # fmt: skip
         while self.redis.time() < (before[0], before[1] + 1000):
             pass  # so that the next result is younger: which of two goes first depends on it
+
+    @rule(job=jobs, span=SPANS)
+    def watches(self, job: Submit, span: timedelta) -> None:
+        self.both(Watch(job_id=job.job_id, span=span))
+
+    @rule(claim=claims, step=st.integers(0, 20), ttl=SPANS)
+    def shows(self, claim: tuple[str, ClaimedJob], step: int, ttl: timedelta) -> None:
+        app, job = claim
+        preview = Preview(step=step, number=0, image=bytes([step]))
+        show = ShowPreview(app=app, job_id=job.id, fence=job.fence, preview=preview, ttl=ttl)
+        self.both(show)
 
     @rule(claim=claims)
     def gives_back(self, claim: tuple[str, ClaimedJob]) -> None:
@@ -206,15 +237,52 @@ class Stores(RuleBasedStateMachine):
         self.real.leave(app, "r1")
         self.model.leave(app, "r1")
 
+    @rule(target=events, patience=SPANS)
+    def takes_hooks(self, patience: timedelta) -> Any:
+        return multiple(*self.both(TakeHooks(limit=1000, patience=patience)))
+
+    @rule(target=tries, event=events, busy=SPANS)
+    def begins_hook(self, event: str, busy: timedelta) -> Any:
+        begun = self.both(BeginHook(event=event, busy=busy))
+        return multiple() if begun is None else begun
+
+    @rule(of=tries, outcome=st.sampled_from(HookOutcome), delay=SPANS)
+    def settles_hook(self, of: HookTry, outcome: HookOutcome, delay: timedelta) -> None:
+        self.both(
+            SettleHook(event=of.event, number=of.number, outcome=outcome, delay=delay, reason="no")
+        )
+
+    @rule(event=events)
+    def replays_hook(self, event: str) -> None:
+        self.both(ReplayHook(event=event))
+
+    def real_usage(self) -> Counter[str]:
+        """Of all days, for the model has a clock of its own."""
+        total = Counter[str]()
+        for key in self.redis.scan_iter(match=keys.USAGE + "*", count=1000):
+            amounts: Any = self.redis.hgetall(key)
+            total.update({name.decode(): int(amount) for name, amount in amounts.items()})
+        return total
+
+    def model_usage(self) -> Counter[str]:
+        total = Counter[str]()
+        for day in self.model.usage_days():
+            total.update(self.model.usage(day))
+        return total
+
     @invariant()
     def looks_the_same(self) -> None:
         for app in APPS:
             self.both(ViewApp(app=app, before=END_OF_QUEUE))
             assert self.real.load_failures(app) == self.model.load_failures(app)
+        for dead in (False, True):
+            self.both(ViewHooks(dead=dead, limit=1000))
         assert self.real.unfinished() == self.model.unfinished()
+        assert self.real_usage() == self.model_usage()
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
             self.both(ViewApp(app=self.ids[job_id], before=job_id))
+            self.both(ViewPreview(job_id=job_id))
             if isinstance(job, Job) and job.result_keys:
                 kept: Any = self.redis.mget(list(job.result_keys))
                 assert kept == self.model.results(job.result_keys)
@@ -244,6 +312,13 @@ def _timeless(outcome: Any) -> Any:
             return replace(outcome, replicas=tuple(replicas), backlog=backlog)
         case Submitted():
             return replace(outcome, room_after=outcome.room_after is not None)
+        case HookTry():
+            return replace(outcome, subject=_timeless(job_of(outcome.subject)), created_at=None)
+        case [HookView(), *_]:
+            seen = [replace(view, at=None, created_at=None) for view in outcome]
+            return sorted(seen, key=lambda view: view.event)
+        case [str(), *_]:  # taken events: of the same age they come in any order
+            return sorted(outcome)
         case [ClaimedJob(), *_]:
             return [replace(job, waited=0.0) for job in outcome]
         case _:

@@ -1,24 +1,31 @@
-"""The HTTP client and the progress bar against a real server on a real socket."""
+"""Both HTTP clients and the progress bar against a real server on a real socket."""
 
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi.responses import PlainTextResponse
 
-from deploy_scripts.client import (
+from deploy_scripts.progress import follow
+from sdserve.client import (
     ApiError,
+    AsyncSdClient,
     InvalidUrlError,
+    NotSavedError,
     SdClient,
     ServerAwayError,
     UnexpectedAnswerError,
+    WaitTimeoutError,
 )
-from deploy_scripts.progress import follow
 from sdserve.jobs import JobStatus
-from tests.fake_server import APP, FakeServer, picture, problem, proxy_not_found
+from tests.fake_server import APP, FakeServer, picture, problem, proxy_not_found, wait_until
 
 FOX = {"prompt": "a fox", "seed": 7}
 
@@ -29,10 +36,53 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[SdClient]:
-    with SdClient(server.url, patience=timedelta(seconds=10)) as made:
+@pytest.fixture(params=["sync", "async"])
+def client(server: FakeServer, request: pytest.FixtureRequest) -> Iterator[SdClient]:
+    with made_client(request.param, server.url) as made:
         yield made
+
+
+@contextmanager
+def made_client(kind: str, url: str, **options: Any) -> Generator[SdClient]:
+    """Either client under the synchronous one's interface, so that both keep the same promises."""
+    options = {"patience": timedelta(seconds=10)} | options
+    if kind == "sync":
+        with SdClient(url, **options) as client:
+            yield client
+    else:
+        with start_blocking_portal() as portal:
+            waits = Waits(AsyncSdClient(url, **options), portal)
+            yield cast(SdClient, waits)
+            waits.close()
+
+
+class Waits:
+    """An asynchronous client whose calls are waited for."""
+
+    def __init__(self, client: AsyncSdClient, portal: BlockingPortal) -> None:
+        self._client = client
+        self._portal = portal
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            answer = getattr(self._client, name)(*args, **options)
+            if isinstance(answer, AsyncGenerator):
+                return self._items(answer)
+            return self._portal.call(_awaited, answer)
+
+        return call
+
+    def _items(self, series: AsyncGenerator[Any]) -> Iterator[Any]:
+        end = object()
+        try:
+            while (item := self._portal.call(anext, series, end)) is not end:
+                yield item
+        finally:
+            self._portal.call(series.aclose)
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
 
 
 class Terminal(io.StringIO):
@@ -168,12 +218,13 @@ def test_models_are_listed(client: SdClient) -> None:
     assert [model["id"] for model in client.models()] == [APP]
 
 
-def test_no_server_is_a_sentence_after_the_patience() -> None:
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_no_server_is_a_sentence_after_the_patience(kind: str) -> None:
     waits: list[str] = []
     nobody = FakeServer()  # its port is free: never started
     patience = timedelta(seconds=0.4)
     with (
-        SdClient(nobody.url, patience=patience, waiting=waits.append) as client,
+        made_client(kind, nobody.url, patience=patience, waiting=waits.append) as client,
         pytest.raises(ServerAwayError, match="start the server"),
     ):
         client.models()
@@ -190,6 +241,134 @@ def test_a_server_that_comes_back_is_found_again(server: FakeServer, client: SdC
     *_, final = client.watch(job.id)
     timer.join()
     assert final.status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_generate_waits_to_the_end_warm_or_cold(
+    server: FakeServer, client: SdClient, is_warm: bool
+) -> None:
+    server.is_warm, server.seconds = is_warm, 0.2
+    done = client.generate(APP, FOX)
+    assert done.status is JobStatus.SUCCEEDED
+    assert client.pictures(done)[0].data == picture(7)
+
+
+def test_generate_returns_a_failed_job_however_it_learns_of_it(
+    server: FakeServer, client: SdClient
+) -> None:
+    server.failing_prompts = {"a fox"}
+    polled = client.generate(APP, FOX, idempotency_key="k")
+    told = client.generate(APP, FOX, idempotency_key="k")  # a 500 with the job's id
+    assert polled == told
+    assert told.error is not None
+    assert told.error.message == "The model said no."
+
+
+def test_a_wait_that_is_too_short_says_so_and_leaves_the_job(
+    server: FakeServer, client: SdClient
+) -> None:
+    server.seconds = 60
+    with pytest.raises(WaitTimeoutError, match=r"still queued after 0\.3 s"):
+        client.generate(APP, FOX, at_most=timedelta(seconds=0.3))
+    (job,) = server.jobs.values()
+    assert not job.is_final
+
+
+def test_a_stream_tells_each_change_once_and_ends_with_the_end(
+    server: FakeServer, client: SdClient
+) -> None:
+    server.seconds = 0.4
+    events = list(client.stream(client.submit(APP, FOX).id))
+    steps = [event.job.progress.step for event in events if event.job.progress]
+    assert steps == sorted(set(steps[:-1])) + steps[-1:]
+    assert events[-1].job.status is JobStatus.SUCCEEDED
+    assert [event.preview for event in events] == [None] * len(events)
+    assert client.pictures(events[-1].job)[0].data == picture(7)
+
+
+def test_a_stream_that_breaks_goes_on_where_it_was(server: FakeServer, client: SdClient) -> None:
+    server.seconds = 0.6
+    server.cut_streams = 2
+    events = list(client.stream(client.submit(APP, FOX).id))
+    assert server.streams[0] is None
+    assert len(server.streams) == 3
+    assert [int(last) for last in server.streams[1:] if last] == [
+        event.job.progress.step for event in events[:2] if event.job.progress
+    ]
+    assert events[-1].job.status is JobStatus.SUCCEEDED
+
+
+def test_a_stream_outlives_its_server(server: FakeServer, client: SdClient) -> None:
+    server.seconds = 1
+    series = client.stream(client.submit(APP, FOX).id)
+    next(series)
+    server.stop()
+    timer = threading.Timer(0.3, server.start)
+    timer.start()
+    *_, last = series
+    timer.join()
+    assert last.job.status is JobStatus.SUCCEEDED
+
+
+def test_previews_come_with_the_state_they_belong_to(server: FakeServer, client: SdClient) -> None:
+    server.seconds = 0.3
+    events = list(client.stream(client.submit(APP, FOX).id, previews=True))
+    shown = [event for event in events if event.preview]
+    assert shown
+    for event in shown:
+        assert event.preview is not None
+        assert event.job.progress is not None
+        assert event.preview.picture.data == picture(event.job.progress.step)
+        assert event.preview.picture.media_type == "image/webp"
+
+
+def test_a_stream_of_an_unknown_job_is_an_api_error(client: SdClient) -> None:
+    with pytest.raises(ApiError, match="No job has the id 'nope'"):
+        next(client.stream("nope"))
+
+
+def test_leaving_a_stream_closes_its_connection(server: FakeServer, client: SdClient) -> None:
+    server.seconds = 60
+    series = client.stream(client.submit(APP, FOX).id)
+    next(series)
+    cast(Any, series).close()
+    wait_until(lambda: server.open_streams == 0)
+
+
+def test_saved_pictures_are_whole_files(
+    server: FakeServer, client: SdClient, tmp_path: Path
+) -> None:
+    server.is_warm = True
+    done = client.generate(APP, {**FOX, "num_images": 2})
+    paths = client.save(done, tmp_path / "new", "fox")
+    assert [path.name for path in paths] == ["fox-1.png", "fox-2.png"]
+    assert [path.read_bytes() for path in paths] == [picture(7), picture(8)]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["fox-1.png", "fox-2.png"]
+
+
+def test_a_disk_that_refuses_leaves_nothing_behind(
+    server: FakeServer, client: SdClient, tmp_path: Path
+) -> None:
+    server.is_warm = True
+    done = client.generate(APP, FOX)
+    (tmp_path / f"{done.id}.png").mkdir()  # the name is taken by a folder
+    with pytest.raises(NotSavedError, match="choose another folder"):
+        client.save(done, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{done.id}.png"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_key_is_sent_with_every_request(
+    server: FakeServer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SD_API_KEY", "sd_env_secret")
+    with made_client(kind, server.url) as client:
+        client.generate(APP, FOX)
+    assert set(server.keys_sent) == {"Bearer sd_env_secret"}
+    server.keys_sent.clear()
+    with made_client(kind, server.url, api_key="sd_mine_secret") as client:
+        list(client.stream(client.submit(APP, FOX).id))
+    assert set(server.keys_sent) == {"Bearer sd_mine_secret"}
 
 
 def test_another_kind_of_server_is_named_as_such(server: FakeServer, client: SdClient) -> None:

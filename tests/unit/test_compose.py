@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from workers.task_queue import QueueName
+
 ROOT = Path(__file__).parent.parent.parent
+WORKERS = [f"worker-{queue}" for queue in QueueName]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def test_redis_keeps_jobs_and_has_a_password(services: dict[str, Any]) -> None:
 
 def test_secrets_come_from_the_environment(services: dict[str, Any]) -> None:
     assert services["redis"]["environment"]["REDIS_PASSWORD"].startswith("${REDIS_PASSWORD:?")
-    for name in ("ray-gpu", "ray-cpu", "worker"):
+    for name in ("ray-gpu", "ray-cpu", *WORKERS):
         assert "${REDIS_PASSWORD:?" in services[name]["environment"]["REDIS_URL"]
 
 
@@ -42,6 +45,13 @@ def test_a_gpu_is_reserved_unless_the_cpu_profile_is_chosen(services: dict[str, 
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert (services["ray-gpu"]["profiles"], services["ray-cpu"]["profiles"]) == (["gpu"], ["cpu"])
     assert "deploy" not in services["ray-cpu"]
+
+
+@pytest.mark.parametrize("queue", QueueName)
+def test_every_queue_has_a_worker(services: dict[str, Any], queue: QueueName) -> None:
+    worker = services[f"worker-{queue}"]
+    assert worker["command"] == ["python", "-m", "workers.main", queue]
+    assert worker["profiles"] == ["gpu", "cpu"]
 
 
 def test_every_service_has_a_health_check(services: dict[str, Any]) -> None:

@@ -17,3 +17,12 @@ def test_importing_it_does_not_import_torch(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == ""
+
+
+def test_the_client_needs_no_part_of_the_server() -> None:
+    server = "{'redis', 'rq', 'ray', 'fastapi', 'starlette', 'pydantic_settings', 'torch', 'yaml'}"
+    code = f"import sys, sdserve.client; print(','.join({server} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == ""

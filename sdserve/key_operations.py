@@ -1,0 +1,126 @@
+"""The operations on API keys (api_keys.py), as those on jobs: one script each, typed."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from sdserve import keys
+from sdserve.api_keys import ApiKey, Role
+from sdserve.operations import Argument, Operation
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateKey(Operation[bool]):
+    """Store a new key. False: its id is taken."""
+
+    script: ClassVar[str] = "create_key"
+    key_id: str
+    name: str
+    role: Role
+    digest: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.KEY + self.key_id, keys.KEYS]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [self.key_id, self.name, self.role, self.digest]
+
+    def read(self, reply: Any) -> bool:
+        return reply == 1
+
+
+class KeyChange(StrEnum):
+    """What became of a change of a key."""
+
+    DONE = "done"
+    MISSING = "missing"  # no such key
+    REVOKED = "revoked"  # refused: it has been revoked
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotateKey(Operation[KeyChange]):
+    """Give a key a new secret; the old one is accepted for `overlap` more."""
+
+    script: ClassVar[str] = "rotate_key"
+    key_id: str
+    digest: str
+    overlap: timedelta
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.KEY + self.key_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [self.digest, int(self.overlap.total_seconds() * 1000)]
+
+    def read(self, reply: Any) -> KeyChange:
+        return KeyChange(reply.decode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevokeKey(Operation[KeyChange]):
+    """Accept no secret of this key any more. Its jobs stay its own."""
+
+    script: ClassVar[str] = "revoke_key"
+    key_id: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.KEY + self.key_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return []
+
+    def read(self, reply: Any) -> KeyChange:
+        return KeyChange(reply.decode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyView:
+    """A key, or None where there is none, and the server's time of the look."""
+
+    key: ApiKey | None
+    now: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewKey(Operation[KeyView]):
+    """A key at one moment."""
+
+    script: ClassVar[str] = "view_key"
+    key_id: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.KEY + self.key_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return []
+
+    def read(self, reply: Any) -> KeyView:
+        now, flat = reply
+        fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+        key = None
+        if fields:
+            key = ApiKey(
+                id=self.key_id,
+                name=fields["name"],
+                role=Role(fields["role"]),
+                digest=fields["digest"],
+                created_at=_time(fields["created"]),
+                rotated_at=_time(fields["rotated"]) if "rotated" in fields else None,
+                old_digest=fields.get("old_digest"),
+                old_until=_time(fields["old_until"]) if "old_until" in fields else None,
+                revoked_at=_time(fields["revoked"]) if "revoked" in fields else None,
+            )
+        return KeyView(key=key, now=_time(now))
+
+
+def _time(milliseconds: str | int) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)

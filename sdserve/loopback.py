@@ -1,0 +1,11 @@
+"""Whether an address reaches this machine only."""
+
+import ipaddress
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, is loopback. No look-up: other names are not."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,91 @@
+"""What jobs used, in integers, so that sums over jobs and days are exact. Pure."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+from sdserve.generation import ComputeMetrics
+
+DAY_MS = 86_400_000
+ALL_APPS = ""  # in the place of an app: the total of a client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a replica spent on a job in the attempt that ended it.
+
+    An attempt that was lost, or handed back to the queue, is nobody's: it spent for nothing.
+    """
+
+    steps: int = 0  # denoising steps taken
+    gpu_ms: int = 0  # 0 on a CPU
+    cpu_ms: int = 0
+    energy_mj: int = 0  # of the GPU's board; 0 where it does not tell
+
+    @classmethod
+    def of(cls, metrics: ComputeMetrics, *, steps: int) -> Self:
+        return cls(
+            steps=steps,
+            gpu_ms=round(1000 * (metrics.gpu_seconds or 0)),
+            cpu_ms=round(1000 * metrics.cpu_seconds),
+            energy_mj=round(1000 * (metrics.gpu_energy_joules or 0)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """The bill of one ended job, or the sum over several."""
+
+    jobs_succeeded: int = 0
+    jobs_failed: int = 0
+    jobs_cancelled: int = 0
+    images: int = 0  # of succeeded jobs
+    steps: int = 0  # these and all below: of every job, however it ended
+    gpu_ms: int = 0
+    cpu_ms: int = 0
+    energy_mj: int = 0
+    result_bytes: int = 0  # of encoded images that were stored
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    def nonzero(self) -> dict[str, int]:
+        """The amounts by metric, without those that are 0."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+METRICS = tuple(field.name for field in fields(Usage))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DayUsage:
+    """What one client used of one app, or of all, on one day."""
+
+    day: int  # days since 1970-01-01, UTC, by the store's clock
+    client: str
+    app: str  # or ALL_APPS
+    usage: Usage
+
+
+def day_of(time: datetime) -> int:
+    """Days from 1970-01-01 to the day of `time` in UTC."""
+    return (time.astimezone(UTC) - datetime.fromtimestamp(0, UTC)) // timedelta(days=1)
+
+
+def field_name(client: str, app: str, metric: str) -> str:
+    """A field of the hash of a day, `keys.USAGE`."""
+    return f"{client}|{app}|{metric}"
+
+
+def read_day(day: int, amounts: Mapping[str, int]) -> list[DayUsage]:
+    """The rows behind (some) fields of the hash of a day, by client and app."""
+    rows = defaultdict[tuple[str, str], dict[str, Any]](dict)
+    for name, amount in amounts.items():
+        client, app, metric = name.split("|")
+        rows[client, app][metric] = amount
+    return [
+        DayUsage(day=day, client=client, app=app, usage=Usage(**row))
+        for (client, app), row in sorted(rows.items())
+    ]

@@ -1,0 +1,180 @@
+"""Who asks: API keys over HTTP, and jobs that belong to one of them."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from api import gateway, ingress
+from sdserve.api_keys import Role, Token, new_token
+from sdserve.key_operations import RevokeKey, RotateKey
+from sdserve.store import RedisJobStore
+from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
+from tests.keys import bearer, create_key
+from tests.store_world import World
+from tests.values import spec
+
+pytestmark = pytest.mark.integration
+
+UNAUTHORIZED = "urn:sdserve:problem:unauthorized"
+OPEN = ("/v1/health", "/v1/health/live", "/v1/health/ready")  # to probes, which have no key
+ASYNC = {"Prefer": "respond-async"}
+
+
+@pytest.fixture
+def world(redis: Redis) -> World:
+    return World(RedisJobStore(redis), redis)
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[HttpApp]:
+    """Where no key is required."""
+    with HttpApp(ingress.create_app(spec(), edge_settings(redis_url))) as one:
+        yield one
+
+
+@pytest.fixture
+def locked(redis_url: str) -> Iterator[HttpApp]:
+    """Where one is."""
+    settings = edge_settings(redis_url, is_key_required=True)
+    with HttpApp(ingress.create_app(spec(), settings)) as one:
+        yield one
+
+
+@pytest.fixture
+def locked_gateway(redis_url: str) -> Iterator[HttpApp]:
+    settings = edge_settings(redis_url, is_key_required=True)
+    with HttpApp(gateway.create_app(settings)) as one:
+        yield one
+
+
+def submit(app: HttpApp, token: Token | None) -> str:
+    accepted = app.generate(ASYNC | (bearer(token) if token else {}))
+    assert accepted.status_code == 202, accepted.text
+    return accepted.json()["id"]
+
+
+def refused(answer: httpx.Response) -> bool:
+    problem: dict[str, Any] = answer.json()
+    return (answer.status_code, problem["type"]) == (401, UNAUTHORIZED)
+
+
+@pytest.mark.parametrize("name", ["locked", "locked_gateway"])
+def test_every_route_asks_for_a_key_except_health(
+    name: str, world: World, request: pytest.FixtureRequest
+) -> None:
+    app: HttpApp = request.getfixturevalue(name)
+    token = create_key(world.store, "ann")
+    routes = [
+        (method, path.format_map({"job_id": "x", "number": "0"}))
+        for path, methods in app.app.openapi()["paths"].items()
+        for method in methods
+    ]
+    for method, path in [*routes, ("POST", "/sd-not-deployed/v1/generate")]:
+        without = app.http.request(method, path, json=PROMPT)
+        if path in OPEN:
+            assert without.status_code == 200
+        elif path.startswith("/v1/") or name == "locked_gateway":
+            assert refused(without), (method, path)
+            with_key = app.http.request(method, path, json=PROMPT, headers=bearer(token))
+            assert with_key.status_code != 401, (method, path)
+    for path in ("/docs", "/openapi.json"):
+        assert app.http.get(path).status_code == 200
+
+
+def test_who_shows_nothing_is_told_how(locked: HttpApp) -> None:
+    answer = locked.generate()
+    assert refused(answer)
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="sdserve"'
+    assert "api_keys.sh create" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["app", "locked"])
+def test_a_token_that_is_not_valid_is_refused_everywhere(
+    name: str, world: World, request: pytest.FixtureRequest
+) -> None:
+    """Also where none is needed: whoever shows one believes to be somebody."""
+    app: HttpApp = request.getfixturevalue(name)
+    token, revoked = create_key(world.store, "ann"), create_key(world.store, "bob")
+    world.run(RevokeKey(key_id=revoked.key_id))
+    wrong = ["x", "sd_nobody_" + token.secret, new_token(token.key_id).text, revoked.text]
+    for text in wrong:
+        answer = app.generate({"Authorization": f"Bearer {text}"})
+        assert refused(answer), text
+        assert answer.headers["WWW-Authenticate"].endswith('error="invalid_token"')
+        assert token.secret not in answer.text
+    assert app.generate(ASYNC | bearer(token)).status_code == 202
+
+
+def test_a_rotated_key_is_the_same_client(locked: HttpApp, world: World) -> None:
+    old = create_key(world.store, "ann")
+    job_id = submit(locked, old)
+    new = new_token(old.key_id)
+    world.run(RotateKey(key_id=old.key_id, digest=new.digest, overlap=timedelta(0)))
+    assert refused(locked.http.get(f"/v1/jobs/{job_id}", headers=bearer(old)))
+    assert locked.http.get(f"/v1/jobs/{job_id}", headers=bearer(new)).status_code == 200
+
+
+def test_a_job_is_its_callers(app: HttpApp, world: World) -> None:
+    token = create_key(world.store, "ann")
+    assert world.view(submit(app, token)).client == token.key_id
+    assert world.view(submit(app, None)).client == ""
+
+
+def test_anothers_job_does_not_exist(app: HttpApp, world: World) -> None:
+    """Not to look at, wait for, collect or cancel; the owner has lost nothing by it."""
+    ann, bob = create_key(world.store, "ann"), create_key(world.store, "bob")
+    job_id = submit(app, ann)
+    unknown = app.http.get("/v1/jobs/01a20894-457f-76c7-bff3-ca8bf993514c").json()
+    for other in (bearer(bob), {}):
+        for method, path in (
+            ("GET", ""), ("GET", "?wait=30"), ("GET", "/image"), ("GET", "/image/0"),
+            ("DELETE", ""),
+        ):  # fmt: skip
+            answer = app.http.request(method, f"/v1/jobs/{job_id}{path}", headers=other)
+            assert answer.status_code == 404, (method, path)
+            told, known = answer.json(), {"type": unknown["type"], "title": unknown["title"]}
+            assert {key: told[key] for key in known} == known
+            assert told["detail"] == unknown["detail"].replace(
+                "01a20894-457f-76c7-bff3-ca8bf993514c", job_id
+            )
+    world.succeed(world.claim())
+    for other in (bearer(bob), {}):
+        answer = app.http.get(f"/v1/jobs/{job_id}/image", headers=other)
+        assert answer.status_code == 404
+    mine = app.http.get(f"/v1/jobs/{job_id}", headers=bearer(ann)).json()
+    assert mine["status"] == "succeeded"
+    assert app.http.get(f"/v1/jobs/{job_id}/image", headers=bearer(ann)).content == b"png"
+
+
+def test_a_job_without_a_key_is_not_a_keys(app: HttpApp, world: World) -> None:
+    job_id = submit(app, None)
+    token = create_key(world.store, "ann")
+    assert app.http.get(f"/v1/jobs/{job_id}", headers=bearer(token)).status_code == 404
+    assert app.http.get(f"/v1/jobs/{job_id}").status_code == 200
+
+
+def test_an_admin_sees_and_cancels_every_job(app: HttpApp, world: World) -> None:
+    ann = create_key(world.store, "ann")
+    root = create_key(world.store, "root", Role.ADMIN)
+    for token in (ann, None):
+        path = f"/v1/jobs/{submit(app, token)}"
+        assert app.http.get(path, headers=bearer(root)).status_code == 200
+        assert app.http.delete(path, headers=bearer(root)).json()["status"] == "cancelled"
+
+
+def test_the_same_idempotency_key_of_two_callers_is_two_jobs(app: HttpApp, world: World) -> None:
+    ann, bob = create_key(world.store, "ann"), create_key(world.store, "bob")
+    key = {"Idempotency-Key": "k"} | ASYNC
+    jobs = [app.generate(key | bearer(token)).json()["id"] for token in (ann, bob, ann)]
+    assert jobs[0] == jobs[2] != jobs[1]
+
+
+def test_the_scheme_is_in_the_description(app: HttpApp) -> None:
+    described = app.http.get("/openapi.json").json()
+    assert described["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
+    assert described["paths"][GENERATE]["post"]["security"] == [{"apiKey": []}]
+    assert "security" not in described["paths"]["/v1/health"]["get"]

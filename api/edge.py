@@ -13,6 +13,7 @@ from starlette.types import Receive
 from api.caller import Callers
 from api.hang_up import ClientGoneError, unless_gone
 from api.job_events import JobEvents
+from api.viewers import Viewers
 from sdserve.apps import AppStatus
 from sdserve.async_store import AsyncJobStore, connect_async
 from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
@@ -47,7 +48,8 @@ class Edge:
         self._redis = connect_async(settings.redis_url)
         self.store = AsyncJobStore(self._redis)
         self.callers = Callers(self.store, is_required=settings.is_key_required)
-        self._events = JobEvents(settings.redis_url, self.job)
+        self.viewers = Viewers(self.store)
+        self._events = JobEvents(settings.redis_url, self.job, self.viewers)
         self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request
 
@@ -55,7 +57,8 @@ class Edge:
     async def running(self, app: str | None = None) -> AsyncGenerator[None]:
         """Listen, and take back run-out leases of `app` (None: of all), while we serve."""
         tasks = [
-            asyncio.create_task(self._events.listen(), name="events"),
+            asyncio.create_task(self._events.listen(app), name="events"),
+            asyncio.create_task(self.viewers.run(), name="viewers"),
             asyncio.create_task(self._reap(app), name="reap"),
         ]
         try:
@@ -64,6 +67,7 @@ class Edge:
             # redis-py may turn a cancel into a time-out of its own, so the loops look at this too.
             self._stopped = True
             self._events.stop()
+            self.viewers.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, *self._chores, return_exceptions=True)

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from api.forecast import Forecast
 from sdserve.apps import AppState, AppStatus
 from sdserve.jobs import Job, JobStatus
-from sdserve.pace import Work
 
 # A replica shows up a few seconds after the wish for it, unless nothing is free to place it on.
 PLACEMENT_PATIENCE = timedelta(seconds=15)
@@ -34,7 +33,8 @@ def eta_seconds(job: Job, app: AppStatus | None) -> float | None:
     """Seconds until the result, as measurements of the app tell; None when there are none."""
     if app is None or job.status.is_final or app.state is AppState.BROKEN:
         return None
-    seconds = Forecast.of(app).seconds_until_end(job.id, Work.of(job.params))
+    forecast = Forecast.of(app)
+    seconds = forecast.seconds_until_end(job) if forecast else None
     return None if seconds is None else round(seconds, 1)
 
 
@@ -42,15 +42,20 @@ def retry_after(job: Job, app: AppStatus | None) -> int:
     """Whole seconds until a look is worth it, 1..60: the ETA, or what is known of a start."""
     seconds = eta_seconds(job, app)
     if seconds is None and app is not None:
-        seconds = Forecast.of(app).seconds_until_free()
+        seconds = _until_free(app)
     return min(MAX_LOOK, max(1, math.ceil(seconds or 0)))
 
 
 def full_queue_retry_after(app: AppStatus) -> int:
     """Whole seconds until the next waiting job is taken up and leaves its place free; 1..600."""
-    return min(MAX_FULL, max(1, math.ceil(Forecast.of(app).seconds_until_free())))
+    return min(MAX_FULL, max(1, math.ceil(_until_free(app))))
 
 
 def full_server_retry_after(app: AppStatus) -> int:
     """The same where the places are taken by jobs of any app: nobody else's speed is known here."""
     return max(OTHERS_LOOK, full_queue_retry_after(app))
+
+
+def _until_free(app: AppStatus) -> float:
+    forecast = Forecast.of(app)
+    return forecast.seconds_until_free() if forecast else 0.0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sdserve.apps import AppState, AppStatus, Backlog, LoadPace, LoadProgress, RunningWork
+from sdserve.jobs import Job
 from sdserve.pace import Line, Pace, Work
 
 # From the wish for a replica until it begins: the autoscaling policy's look and Serve's start of an
@@ -59,29 +60,38 @@ class Forecast:
     app: AppStatus
     backlog: Backlog
     pace: Pace  # the app's, or what its running jobs tell if none has finished yet
+    queued: tuple[float | None, ...]  # seconds of each waiting job; None: not known
 
     @classmethod
-    def of(cls, app: AppStatus) -> "Forecast":
-        """`app` was asked with its backlog."""
-        backlog = app.backlog or Backlog(position=None, queued=(), running=())
-        pace = app.pace if app.pace.is_known else _pace_of(backlog.running)
-        return cls(app=app, backlog=backlog, pace=pace)
+    def of(cls, app: AppStatus) -> "Forecast | None":
+        """None where the app was not asked for its backlog."""
+        if app.backlog is None:
+            return None
+        pace = app.pace if app.pace.is_known else _pace_of(app.backlog.running)
+        queued = tuple(
+            pace.drawing_seconds(work) if work and pace.is_known else None
+            for work in app.backlog.queued
+        )
+        return cls(app=app, backlog=app.backlog, pace=pace, queued=queued)
 
-    def seconds_until_end(self, job_id: str, work: Work) -> float | None:
+    def seconds_until_end(self, job: Job) -> float | None:
         """Until the result of a job is stored; None while nothing has been measured."""
         if not self.pace.is_known:
             return None
+        work = Work.of(job.params)
         mean = self._mean(work)
         replicas, lost = self._replicas(mean)
-        running = next((run for run in self.backlog.running if run.job_id == job_id), None)
+        running = next((run for run in self.backlog.running if run.job_id == job.id), None)
         if running and running.owner in replicas:
             end = replicas[running.owner].end_of(self._left(running, mean))
         else:
-            ahead = [run.work for run in lost if run.job_id != job_id]
-            ahead += self.backlog.queued
-            seconds = [self._seconds(each, mean) for each in ahead]
-            end = _deal(list(replicas.values()), seconds, self.pace.drawing_seconds(work))
-            untold = (self.backlog.position or 0) - len(self.backlog.queued)
+            # Asked for this job the backlog knows its place best; else the job brings it.
+            is_its = self.backlog.before == job.id
+            position = (self.backlog.position if is_its else job.position) or 0
+            ahead = [self._seconds(run.work, mean) for run in lost if run.job_id != job.id]
+            ahead += [mean if known is None else known for known in self.queued[:position]]
+            end = _deal(list(replicas.values()), ahead, self.pace.drawing_seconds(work))
+            untold = max(position - len(self.queued), 0)
             end += untold * mean / len(replicas)
         return end + self.pace.file_seconds(work)
 
@@ -111,11 +121,12 @@ class Forecast:
 
     def _mean(self, *own: Work) -> float:
         """Seconds of a job that nothing is known of: the mean of those that are."""
-        told = [*own, *self.backlog.queued, *(run.work for run in self.backlog.running)]
-        known = [work for work in told if work]
-        if not self.pace.is_known or not known:
+        if not self.pace.is_known:
             return UNMEASURED_SECONDS
-        return sum(map(self.pace.drawing_seconds, known)) / len(known)
+        works = [*own, *(run.work for run in self.backlog.running)]
+        known = [seconds for seconds in self.queued if seconds is not None]
+        known += [self.pace.drawing_seconds(work) for work in works if work]
+        return sum(known) / len(known) if known else UNMEASURED_SECONDS
 
     def _seconds(self, work: Work | None, mean: float, step: int = 0) -> float:
         return self.pace.drawing_seconds(work, step) if work and self.pace.is_known else mean

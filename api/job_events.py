@@ -1,4 +1,4 @@
-"""The end of jobs, as Redis tells it: one subscription and one look for all who wait.
+"""What becomes of jobs, as Redis tells it: one subscription for all who wait or watch.
 
 Waiting costs Redis nothing: no connection and no polling of one's own.
 """
@@ -15,6 +15,7 @@ from redis.exceptions import (
     RedisError,
 )
 
+from api.viewers import AWAY, Viewers
 from sdserve import keys
 from sdserve.async_store import connect_async
 from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
@@ -31,11 +32,12 @@ Look = Callable[[str], Awaitable[Job]]
 
 
 class JobEvents:
-    """Wakes whoever waits for a job."""
+    """Wakes whoever waits for the end of a job, and tells the viewers what is new."""
 
-    def __init__(self, redis_url: str, look: Look) -> None:
+    def __init__(self, redis_url: str, look: Look, viewers: Viewers) -> None:
         self._redis_url = redis_url
         self._look = look
+        self._viewers = viewers
         self._waiting: defaultdict[str, set[asyncio.Future[Job | None]]] = defaultdict(set)
         self._stopped = False
         self._heard = 0.0  # when Redis was there, by the loop's clock
@@ -60,8 +62,13 @@ class JobEvents:
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
-    async def listen(self) -> None:
-        """Follow the events until `stop`, over restarts of Redis and dead connections."""
+    async def listen(self, app: str | None = None) -> None:
+        """Follow the events until `stop`, over restarts of Redis and dead connections.
+
+        Args:
+            app: of this one only.
+        """
+        channels = keys.CHANNEL + (app or "*")
         redis = connect_async(self._redis_url, limit=SILENCE)
         clock = asyncio.get_running_loop().time
         self._heard = clock()
@@ -69,9 +76,10 @@ class JobEvents:
             while not self._stopped:
                 try:
                     async with redis.pubsub() as events:
-                        await self._follow(events)
+                        await self._follow(events, channels)
                 except (RedisError, OSError, StoreUnavailableError) as error:
                     log.warning("job events interrupted (%s): listening again soon", error)
+                    self._viewers.tell(AWAY)
                     if clock() - self._heard > PATIENCE:
                         for job_id in list(self._waiting):
                             self._wake(job_id, None)
@@ -83,8 +91,8 @@ class JobEvents:
         """Let `listen` end. For its task's cancel alone redis-py may take it for a time-out."""
         self._stopped = True
 
-    async def _follow(self, events: PubSub) -> None:
-        await events.psubscribe(keys.CHANNEL + "*")
+    async def _follow(self, events: PubSub, channels: str) -> None:
+        await events.psubscribe(channels)
         is_asked = False
         while not self._stopped:
             message: dict[str, Any] | None = await events.get_message(timeout=SILENCE)
@@ -98,11 +106,13 @@ class JobEvents:
             is_asked = False
             self._heard = asyncio.get_running_loop().time()
             if message["type"] == "psubscribe":
-                # What ended before this moment was told to nobody.
+                # What happened before this moment was told to nobody.
+                self._viewers.look_again()
                 for job_id in list(self._waiting):
                     await self._tell(job_id)
             elif message["type"] == "pmessage":
                 news = read_news(message["channel"], message["data"])
+                self._viewers.hear(news)
                 if news.change is Change.ENDED:
                     await self._tell(news.job_id)
 

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 
 from api.caller import Caller, KnownCaller
 from api.edge import Edge
 from api.estimate import retry_after
+from api.event_stream import MEDIA_TYPE, event_stream
 from api.preferences import MAX_WAIT
 from api.problems import HttpProblemError, problem_responses
 from api.schemas import JobResponse
@@ -18,12 +19,24 @@ JobId = Annotated[str, Path(description="the id of a 200 or 202 answer (UUIDv7)"
 LongPoll = Annotated[
     float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
 ]
+Previews = Annotated[bool, Query(description="also small pictures of what is being drawn")]
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="of the last event that was received")
+]
 ImageNumber = Annotated[int, Path(ge=0, le=7)]
 
 _IMAGE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the image",
         "content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}},
+    },
+    **problem_responses(401, 404, 410, 422, 500, 503),
+}
+_EVENTS_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "`event: job` with a JobResponse (without its images), its `id` the job's "
+        "version; `event: preview` with a PreviewBody; the stream ends with the job",
+        "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
     },
     **problem_responses(401, 404, 410, 422, 500, 503),
 }
@@ -44,6 +57,9 @@ class JobRoutes:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
         router.get("/{job_id}", responses=problem_responses(401, 404, 410, 422, 500, 503))(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
+        router.get("/{job_id}/events", response_class=Response, responses=_EVENTS_ANSWERS)(
+            self.events
+        )
         for path, answer in (("", self.first_image), ("/{number}", self.image)):
             router.get("/{job_id}/image" + path, response_class=Response, responses=_IMAGE_ANSWERS)(
                 answer
@@ -56,6 +72,18 @@ class JobRoutes:
         """The job as it stands, or as soon as it is final."""
         await self._own(job_id, caller)
         return await self._answer(await self._edge.wait(job_id, wait), response)
+
+    async def events(
+        self,
+        job_id: JobId,
+        caller: KnownCaller,
+        last_event_id: LastEventId = None,
+        *,
+        previews: Previews = False,
+    ) -> Response:
+        """Every change of the job as it happens (Server-Sent Events), until its end."""
+        job = await self._own(job_id, caller)
+        return event_stream(self._edge.viewers, job, previews=previews, last_event_id=last_event_id)
 
     async def cancel(self, job_id: JobId, caller: KnownCaller, response: Response) -> JobResponse:
         """Cancel: a queued job at once (200), a running one within a step (202)."""

@@ -120,6 +120,15 @@ class JobProgressBody(BaseModel):
     steps: int
 
 
+class PreviewBody(BaseModel):
+    """A picture on its way: the data of an `event: preview`."""
+
+    step: int
+    steps: int
+    number: int = Field(description="which of the job's images, from 0")
+    image: str = Field(description="a small WebP as a data URI")
+
+
 class JobResponse(BaseModel):
     """A job as it stands."""
 
@@ -144,7 +153,7 @@ class JobResponse(BaseModel):
     def of(cls, job: Job, app: AppStatus | None, images: list[EncodedImage]) -> Self:
         """`app` is the state of the job's app while the job waits or runs."""
         result = GenerateResponse.of(job, job.metrics, images) if job.metrics else None
-        links = {"self": f"/v1/jobs/{job.id}"}
+        links = {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"}
         if result:
             links["image"] = f"/v1/jobs/{job.id}/image"
         return cls(

@@ -113,6 +113,7 @@ class RunningWork:
 class Backlog:
     """The work that a job has before it. Of very many jobs only the first are told one by one."""
 
+    before: str  # the job's id, or the end of the queue: then all that waits is told
     position: int | None  # waiting jobs ahead; None: the job does not wait
     queued: tuple[Work | None, ...]  # the first of those ahead, in order; None: not known
     running: tuple[RunningWork, ...]

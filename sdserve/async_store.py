@@ -4,19 +4,24 @@ Thousands of requests share a few connections, and a Redis that is away is known
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript
-from redis.exceptions import TimeoutError  # noqa: A004 (redis-py's own name)
+from redis.exceptions import (
+    NoScriptError,
+    TimeoutError,  # noqa: A004 (redis-py's own name)
+)
 
 from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus
 from sdserve.checkpoints import ModelFile
-from sdserve.errors import StoreFullError, StoreUnavailableError
+from sdserve.errors import SdServeError, StoreFullError, StoreUnavailableError
 from sdserve.operations import Operation, ViewApp, script_text, texts
 from sdserve.store import apps_of, store_errors
 
@@ -62,6 +67,32 @@ class AsyncJobStore:
         script = self._scripts[name]
         reply = await self._ask(lambda: script(keys=operation.keys, args=operation.arguments))
         return operation.read(reply)
+
+    async def run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        """Run operations that may be repeated, in one round trip.
+
+        Returns:
+            For each its reply, or its own SdServeError: the job is unknown, the store is full.
+        """
+        if not operations:
+            return []
+        loaded = {name: script_text(name) for name in {each.script for each in operations}}
+        digests = {name: _digest(text) for name, text in loaded.items()}
+
+        async def ask(*, load: bool) -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for text in loaded.values() if load else ():
+                    pipe.script_load(text)
+                for each in operations:
+                    names, arguments = each.keys, each.arguments
+                    pipe.evalsha(digests[each.script], len(names), *names, *arguments)
+                replies = await pipe.execute(raise_on_error=False)
+            return replies[len(loaded) :] if load else replies
+
+        replies = await self._ask(lambda: ask(load=False))
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            replies = await self._ask(lambda: ask(load=True))
+        return list(map(_outcome, operations, replies))
 
     async def results(self, names: Sequence[str]) -> list[bytes | None]:
         """The images behind these keys; None for one that has expired."""
@@ -114,6 +145,26 @@ class AsyncJobStore:
                 raise
             self._is_away = False
             return reply
+
+
+@cache
+def _digest(text: str) -> str:
+    """A script's name in Redis."""
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _outcome(operation: Operation[Any], reply: Any) -> Any:
+    try:
+        with store_errors():
+            if isinstance(reply, Exception):
+                raise reply
+            return operation.read(reply)
+    except StoreFullError as error:
+        return error
+    except StoreUnavailableError:
+        raise
+    except SdServeError as error:
+        return error
 
 
 async def _within(limit: float, call: Awaitable[Any]) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from importlib.resources import files
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -395,7 +396,7 @@ class ViewApp(Operation[AppStatus]):
     script: ClassVar[str] = "view_app"
     app: str
     before: str | None = None  # a job's id, or END_OF_QUEUE
-    limit: int = 200  # jobs told one by one, of those that wait and of those that run
+    limit: int = 100  # jobs told one by one, of those that wait and of those that run
 
     @property
     def keys(self) -> list[str]:
@@ -422,7 +423,7 @@ class ViewApp(Operation[AppStatus]):
             file_bytes=int(file_bytes) if file_bytes else None,
             wished=wish is not None and float(wish) > now,
             device=device or "GPU",
-            backlog=_backlog(work) if work else None,
+            backlog=_backlog(self.before, work) if self.before else None,
         )
 
 
@@ -484,6 +485,34 @@ def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
         error=JobFailure(**error) if error else None,
         usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a job stands in its app's queue."""
+
+    version: int | None  # of the job; None: there is no such job
+    position: int | None  # 0 = next; None: it is not in the queue
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlaces(Operation[list[Place]]):
+    """Where several jobs of an app stand, in their order."""
+
+    script: ClassVar[str] = "view_places"
+    app: str
+    job_ids: Sequence[str]
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.QUEUE + self.app, *(keys.JOB + job_id for job_id in self.job_ids)]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return list(self.job_ids)
+
+    def read(self, reply: Any) -> list[Place]:
+        return [Place(version=version, position=position) for version, position in reply]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -555,6 +584,7 @@ class ViewPreview(Operation[Preview | None]):
         return Preview(step=int(step), number=int(number), image=image)
 
 
+@cache
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
     names = "".join(f"local {name} = '{key}'\n" for name, key in _KEYS_OF_COMMON.items())
@@ -591,10 +621,11 @@ def _presence(text: bytes, now: int) -> ReplicaPresence:
     return replace(presence, load=LoadProgress(**load).later((now - told) / 1000))
 
 
-def _backlog(reply: Any) -> Backlog:
+def _backlog(before: str, reply: Any) -> Backlog:
     position, queued, running = reply
     works = [Work.from_text(text) if text else None for text in texts(queued)]
     return Backlog(
+        before=before,
         position=position,
         queued=tuple(works),
         running=tuple(

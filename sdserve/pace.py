@@ -11,6 +11,7 @@ pictures pay mostly for the former and large ones for the latter.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
 
 from sdserve.families import network_calls
@@ -94,10 +95,11 @@ class Line:
 
     def at(self, size: float) -> float:
         """Seconds for this size; at least one observation was made."""
-        base, slope = self._fit()
+        base, slope = self.fit
         return base + slope * size
 
-    def _fit(self) -> tuple[float, float]:
+    @cached_property
+    def fit(self) -> tuple[float, float]:
         """Base and slope, neither below zero: a line through noise may not grow downwards."""
         spread = self.n * self.uu - self.u * self.u
         if spread > 1e-9 * self.n * self.uu:  # else all were of one size: in proportion to it
@@ -163,10 +165,13 @@ class Pace:
 
     def drawing_seconds(self, work: Work, step: int = 0) -> float:
         """Of a replica's time, from this step to the last decoded picture; the pace is known."""
-        calls_left = work.calls * (1 - min(step / work.steps, 1))
-        seconds = calls_left * self.step.at(work.row_megapixels)
+        share, pictures = 1.0, work.images
+        if step:
+            share -= min(step / work.steps, 1)
+            pictures = work.pictures_left(min(step, work.steps))
+        seconds = work.calls * share * self.step.at(work.row_megapixels)
         if self.picture.n:
-            seconds += work.pictures_left(min(step, work.steps)) * self.picture.at(work.megapixels)
+            seconds += pictures * self.picture.at(work.megapixels)
         return seconds
 
     def file_seconds(self, work: Work) -> float:

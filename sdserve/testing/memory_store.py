@@ -37,6 +37,7 @@ from sdserve.operations import (
     Finish,
     JobProgress,
     Operation,
+    Place,
     Pulse,
     Reap,
     Reaped,
@@ -46,6 +47,7 @@ from sdserve.operations import (
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPlaces,
     ViewPreview,
     Watch,
     app_state,
@@ -153,6 +155,7 @@ class InMemoryJobStore:
             "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            "view_places": self._view_places,
             **self._outbox.operations,
             "view_preview": self._view_preview,
             **self._keyring.operations,
@@ -365,19 +368,19 @@ class InMemoryJobStore:
             file_bytes=app.file_bytes,
             wished=app.wish_until > now,
             device=app.device,
-            backlog=self._backlog(app, op, now) if op.before else None,
+            backlog=self._backlog(app, op.before, op.limit, now) if op.before else None,
         )
 
-    def _backlog(self, app: _App, op: ViewApp, now: float) -> Backlog:
+    def _backlog(self, app: _App, before: str, limit: int, now: float) -> Backlog:
         in_order = app.in_order()
-        if op.before == END_OF_QUEUE:
+        if before == END_OF_QUEUE:
             position = len(in_order)
         else:
-            position = in_order.index(op.before) if op.before in app.queue else None
-        ahead = [self._jobs[job_id] for job_id in in_order[: min(position or 0, op.limit)]]
+            position = in_order.index(before) if before in app.queue else None
+        ahead = [self._jobs[job_id] for job_id in in_order[: min(position or 0, limit)]]
         by_end = sorted(app.leases, key=lambda job_id: (app.leases[job_id], job_id))
         running = list[RunningWork]()
-        for job_id in by_end[: op.limit]:
+        for job_id in by_end[:limit]:
             record = self._jobs[job_id]
             running.append(
                 RunningWork(
@@ -390,7 +393,7 @@ class InMemoryJobStore:
                 )
             )
         works = tuple(Work.of(record.submit.params) for record in ahead)
-        return Backlog(position=position, queued=works, running=tuple(running))
+        return Backlog(before=before, position=position, queued=works, running=tuple(running))
 
     def _view_job(self, op: ViewJob, now: float) -> Job:
         record = self._alive(op.job_id, now)
@@ -423,6 +426,15 @@ class InMemoryJobStore:
             error=record.error,
             usage=record.usage,
         )
+
+    def _view_places(self, op: ViewPlaces, now: float) -> list[Place]:
+        waiting = self._apps[op.app].in_order()
+        places = list[Place]()
+        for job_id in op.job_ids:
+            record = self._alive(job_id, now)
+            position = waiting.index(job_id) if job_id in waiting else None
+            places.append(Place(version=record.version if record else None, position=position))
+        return places
 
     def _watch(self, op: Watch, now: float) -> JobStatus | None:
         record = self._alive(op.job_id, now)

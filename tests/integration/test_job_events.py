@@ -11,6 +11,7 @@ from redis import Redis
 from api import job_events
 from api.edge import Edge
 from api.job_events import JobEvents
+from api.viewers import Viewers
 from sdserve.errors import JobNotFoundError, StoreUnavailableError
 from sdserve.jobs import Job, JobStatus
 from sdserve.store import RedisJobStore
@@ -74,7 +75,7 @@ class Waiter:
 
     def __init__(self, redis_url: str, events_url: str, job_id: str) -> None:
         self._edge = Edge(edge_settings(redis_url))
-        self._events = JobEvents(events_url, self._look)
+        self._events = JobEvents(events_url, self._look, Viewers(self._edge.store))
         self._job_id = job_id
         self._looks = asyncio.Queue[None]()
 

@@ -17,9 +17,11 @@ from sdserve.operations import (
     Claim,
     Drain,
     Ending,
+    Place,
     Pulse,
     Release,
     ViewApp,
+    ViewPlaces,
     job_of,
 )
 from sdserve.outbox import HookOutcome, HookState, HookTry, ReplayHook
@@ -926,3 +928,16 @@ def test_a_preview_runs_out(world: World) -> None:
     job = world.claim()
     assert world.show_preview(job, Preview(step=3, number=0, image=b"webp"), timedelta(0))
     assert world.preview(job.id) is None
+
+
+def test_the_places_of_many_jobs_are_seen_at_once(world: World) -> None:
+    ids = [world.submit().job_id for _ in range(3)]
+    unknown = new_job_id()
+    world.claim()
+    found = world.run(ViewPlaces(app=APP, job_ids=[*ids, unknown]))
+    assert found == [
+        Place(version=2, position=None),
+        Place(version=1, position=0),
+        Place(version=1, position=1),
+        Place(version=None, position=None),
+    ]

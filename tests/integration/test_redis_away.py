@@ -22,6 +22,7 @@ from sdserve.operations import Ending
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
+from tests.event_client import EventClient
 from tests.http_app import PROMPT, HttpApp, answer, edge_settings
 from tests.store_world import World
 from tests.values import spec
@@ -158,7 +159,7 @@ async def test_who_waits_already_waits_on_and_gets_the_result(
         looks.put_nowait(job.status)
         return job
 
-    events = JobEvents(own_redis.url, look)
+    events = JobEvents(own_redis.url, look, edge.viewers)
     async with edge.running(), asyncio.timeout(LIMIT), asyncio.TaskGroup() as tasks:
         listening = tasks.create_task(events.listen())
         waiting = tasks.create_task(events.wait(job_id, 10 * LIMIT))
@@ -172,3 +173,19 @@ async def test_who_waits_already_waits_on_and_gets_the_result(
         assert world.succeed(world.claim()) is Ending.FINISHED
         assert (await waiting).status is JobStatus.SUCCEEDED
         listening.cancel()
+
+
+@pytest.mark.parametrize("how", ["freeze", "kill"])
+def test_who_watches_is_told_and_goes_on_watching(
+    app: HttpApp, own_redis: OwnRedis, how: str
+) -> None:
+    world = own_redis.world
+    job_id = world.submit().job_id
+    with EventClient(f"http://127.0.0.1:{app.port}", job_id) as stream:
+        assert stream.job().place == ("queued", 0, 0)
+        getattr(own_redis, how)()
+        stream.comment("Redis does not answer")
+        own_redis.revive()
+        # Claimed at once, most likely before anybody listens again.
+        world.claim()
+        assert stream.job().place == ("running", 0, None)

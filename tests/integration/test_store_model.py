@@ -42,6 +42,7 @@ from sdserve.operations import (
     Submitted,
     ViewApp,
     ViewJob,
+    ViewPlaces,
     ViewPreview,
     Watch,
     job_of,
@@ -274,6 +275,8 @@ class Stores(RuleBasedStateMachine):
     def looks_the_same(self) -> None:
         for app in APPS:
             self.both(ViewApp(app=app, before=END_OF_QUEUE))
+            ids = [job_id for job_id, of in self.ids.items() if of == app]
+            self.both(ViewPlaces(app=app, job_ids=ids))
             assert self.real.load_failures(app) == self.model.load_failures(app)
         for dead in (False, True):
             self.both(ViewHooks(dead=dead, limit=1000))

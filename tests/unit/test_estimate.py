@@ -52,7 +52,13 @@ def running(job_id: str = "other", **changes: Any) -> RunningWork:
 
 
 def backlog(*queued: Work | None, runs: tuple[RunningWork, ...] = (), more: int = 0) -> Backlog:
-    return Backlog(position=len(queued) + more, queued=queued, running=runs)
+    position = len(queued) + more
+    return Backlog(before=JOB.id, position=position, queued=queued, running=runs)
+
+
+def no_place(*runs: RunningWork) -> Backlog:
+    """Of a job that runs."""
+    return Backlog(before=JOB.id, position=None, queued=(), running=runs)
 
 
 COLD = AppStatus(
@@ -109,7 +115,7 @@ def test_a_running_job_has_its_own_rest() -> None:
     job = replace(JOB, status=JobStatus.RUNNING, position=None)
     for step, age, left in ((0, 0.0, 2.0), (15, 0.0, 0.5), (15, 0.3, 0.2), (15, 9.0, 0.0)):
         runs = (running(job.id, step=step, age=age),)
-        app = replace(BUSY, backlog=Backlog(position=None, queued=(), running=runs))
+        app = replace(BUSY, backlog=no_place(*runs))
         assert eta_seconds(job, app) == pytest.approx(left)
 
 
@@ -137,7 +143,7 @@ def test_jobs_that_run_together_share_a_replica() -> None:
     assert eta_seconds(JOB, app) == pytest.approx(4 + 2)
     mine = replace(JOB, status=JobStatus.RUNNING)
     runs = (running(mine.id), running("third", step=10))
-    app = replace(app, backlog=Backlog(position=None, queued=(), running=runs))
+    app = replace(app, backlog=no_place(*runs))
     assert eta_seconds(mine, app) == pytest.approx(3)
 
 
@@ -153,8 +159,20 @@ def test_a_lost_replicas_job_comes_first_again() -> None:
     assert eta_seconds(JOB, replace(BUSY, backlog=backlog(runs=runs))) == pytest.approx(4)
     mine = replace(JOB, status=JobStatus.RUNNING)
     runs = (running(mine.id, owner="gone", step=19),)
-    app = replace(BUSY, backlog=Backlog(position=None, queued=(), running=runs))
+    app = replace(BUSY, backlog=no_place(*runs))
     assert eta_seconds(mine, app) == pytest.approx(2)
+
+
+def test_one_look_at_a_whole_queue_tells_every_job_in_it() -> None:
+    works = (WORK, LONG, WORK)
+    whole = Backlog(before="end", position=103, queued=works, running=(running(),))
+    app = replace(BUSY, backlog=whole)
+    for position, left in ((0, 2 + 2), (1, 2 + 2 + 2), (2, 2 + 10 + 2), (3, 2 + 12 + 2)):
+        assert eta_seconds(replace(JOB, position=position), app) == pytest.approx(left)
+    far = eta_seconds(replace(JOB, position=103), app)
+    assert far is not None
+    assert far > 2 + 12 + 2 + 100 * 2
+    assert eta_seconds(JOB, replace(BUSY, backlog=None)) is None
 
 
 # --- starts --------------------------------------------------------------------------------------
@@ -217,7 +235,7 @@ def test_without_measurements_there_is_no_eta_but_a_time_to_look_again() -> None
 def test_the_steps_of_a_first_job_tell_its_eta() -> None:
     job = replace(JOB, status=JobStatus.RUNNING)
     runs = (running(job.id, step=5, seconds=2.5),)
-    app = replace(BUSY, pace=Pace(), backlog=Backlog(position=None, queued=(), running=runs))
+    app = replace(BUSY, pace=Pace(), backlog=no_place(*runs))
     assert eta_seconds(job, app) == pytest.approx(7.5)
     app = replace(app, backlog=backlog(runs=(running(step=5, seconds=2.5),)))
     assert eta_seconds(JOB, app) == pytest.approx(7.5 + 10)

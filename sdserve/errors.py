@@ -15,11 +15,14 @@ SdServeError
 │   │   ├── QueueFullError
 │   │   ├── ServerFullError
 │   │   ├── StorageFullError
+│   │   ├── BatchesFullError
 │   │   └── ClientFullError
 │   └── AppBrokenError
 ├── UnauthorizedError              no valid API key
 ├── JobNotFoundError
 ├── JobExpiredError
+├── BatchNotFoundError
+├── BatchEndedError                there is nothing to cancel any more
 ├── GenerationError                a job that cannot be done
 │   ├── OutOfMemoryError
 │   └── ResultTooLargeError
@@ -149,6 +152,12 @@ class StorageFullError(OverloadError):
     code = "storage_full"
 
 
+class BatchesFullError(OverloadError):
+    """Unfinished batches take all the room there is for batches."""
+
+    code = "batches_full"
+
+
 class ClientFullError(OverloadError):
     """The client has as many unfinished jobs as it may have."""
 
@@ -202,6 +211,27 @@ class JobExpiredError(SdServeError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"Job {job_id} has expired: its result is gone, submit it again.")
+
+
+class BatchNotFoundError(SdServeError):
+    """No batch has this id, or it is no longer kept."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"No batch has the id '{batch_id}', or it is no longer kept: check the id in the 202 "
+            "answer."
+        )
+
+
+class BatchEndedError(SdServeError):
+    """Every line of the batch has ended."""
+
+    code = "batch_is_final"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"Batch {batch_id} has ended already: there is nothing to cancel.")
 
 
 class GenerationError(SdServeError):

@@ -75,11 +75,14 @@ class ComputeMetrics:
     decode_seconds: float = 0.0  # VAE
     image_encode_seconds: float = 0.0  # PNG, JPEG or WebP
     seconds_per_step: float = 0.0  # denoise_seconds / steps taken
-    cpu_seconds: float = 0.0  # user + system time of the replica over this job
-    gpu_seconds: float | None = None
-    gpu_energy_joules: float | None = None
-    energy_quality: str | None = None  # "measured", "estimated" (under 1 s), "shared"
-    peak_gpu_memory_mb: float | None = None
+    cpu_seconds: float = 0.0  # user + system time of this job's work, its share in a batch
+    gpu_seconds: float | None = None  # of this job's work, its share in a batch
+    gpu_energy_joules: float | None = None  # of the board, over the same work
+    energy_quality: str | None = None  # "measured", "interpolated", "estimated", "shared"
+    # The most that the replica held while this job's work ran: with the weights, and with what
+    # other jobs on the replica held then.
+    peak_gpu_memory_mb: float | None = None  # torch's live tensors
+    peak_gpu_memory_reserved_mb: float | None = None  # torch's pool
     replica_id: str = ""
     node: str = ""
 

@@ -62,6 +62,8 @@ class Job:
     image_seeds: tuple[int, ...] = ()
     metrics: ComputeMetrics | None = None  # of a succeeded job
     error: JobFailure | None = None
+    batch: str | None = None  # id of the batch that it is a line of
+    line: int | None = None  # its number there, from 1
     usage: Usage | None = None  # its bill, once it has ended
 
 

@@ -25,6 +25,7 @@ from sdserve.apps import (
     ReplicaPresence,
     RunningWork,
 )
+from sdserve.batches import BatchPlace
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
@@ -38,6 +39,7 @@ _KEYS_OF_COMMON = {
     "PREVIEW": keys.PREVIEW,
     "HOOKS": keys.HOOKS,
     "HOOK": keys.HOOK,
+    "BATCH": keys.BATCH,
 }
 
 Reply = TypeVar("Reply")
@@ -76,6 +78,7 @@ class Admission(StrEnum):
     CLIENT_FULL = "client_full"  # refused: this client has too many unfinished jobs
     STORAGE_FULL = "storage_full"  # refused: no room for results
     BROKEN = "broken"  # refused: the app cannot load its checkpoint
+    CLOSED = "closed"  # refused: its batch hands over no more lines of this app
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,9 @@ class Submit(Operation[Submitted]):
     idempotency_ttl: timedelta = timedelta(hours=24)
     priority: int = 0
     max_attempts: int = 3
+    place: BatchPlace | None = None  # of the line of a batch
+    # How long such a job is kept when it has ended: its batch keeps the outcome for longer.
+    line_ttl: timedelta = timedelta(hours=1)
     webhook: str | None = None  # URL that is told of its end
 
     @property
@@ -123,12 +129,14 @@ class Submit(Operation[Submitted]):
 
     @property
     def arguments(self) -> list[Argument]:
+        place = self.place or BatchPlace(batch="", line=0, previous=0)
         return [
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
             self.limits.client_jobs, *_budget(self.limits.results), keys.CHANNEL + self.app,
-            self.webhook or "", Work.of(self.params).to_text(),
+            self.webhook or "", place.batch, place.line, place.previous,
+            int(self.line_ttl.total_seconds()), Work.of(self.params).to_text(),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -256,16 +264,21 @@ class Finish(Operation[Ending]):
         ]  # fmt: skip
 
     @property
-    def arguments(self) -> list[Argument]:
+    def meta(self) -> str:
+        """What the store keeps of how the job ended, as JSON."""
         meta = {
             "results": list(self.result_keys),
             "seeds": list(self.image_seeds),
             "metrics": asdict(self.metrics) if self.metrics else None,
             "error": asdict(self.error) if self.error else None,
         }
+        return json.dumps(meta)
+
+    @property
+    def arguments(self) -> list[Argument]:
         observations = self.measured.observations if self.measured else []
         return [
-            self.job_id, self.fence, self.status, json.dumps(meta),
+            self.job_id, self.fence, self.status, self.meta,
             int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, *_budget(self.results),
             json.dumps(asdict(self.spent)), FADING,
             *(part for pair in observations for part in pair),
@@ -484,6 +497,8 @@ def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
         metrics=ComputeMetrics(**metrics) if metrics else None,
         error=JobFailure(**error) if error else None,
         usage=Usage(**used, **{f"jobs_{status}": 1}) if status.is_final else None,
+        batch=fields.get("batch"),
+        line=int(fields["line"]) if "line" in fields else None,
     )
 
 

@@ -25,7 +25,7 @@ class FakeEngine(DiffusionEngine):
         return Denoising(
             params=params,
             seed=params.seed + image_index,
-            conditioning=cast(Conditioning, none),
+            conditioning=Conditioning(embeddings=torch.zeros(2, 1, 1), pooled=None),
             scheduler=none,
             step_options={},
             timesteps=torch.zeros(params.num_inference_steps),
@@ -39,9 +39,6 @@ class FakeEngine(DiffusionEngine):
 
     def decode(self, denoising: Denoising) -> NDArray[np.uint8]:
         return np.zeros((denoising.params.height, denoising.params.width, 3), np.uint8)
-
-    def synchronize(self) -> None:
-        """Nothing runs anywhere else."""
 
 
 def loads(on_step: OnStep) -> Callable[..., FakeEngine]:

@@ -46,6 +46,11 @@ class Denoising:
     calls_done: int = 0  # of the network
 
     @property
+    def rows(self) -> int:
+        """Its part of the network's batch: 2 with guidance, 1 without."""
+        return len(self.conditioning.embeddings)
+
+    @property
     def is_done(self) -> bool:
         return self.calls_done == len(self.timesteps)
 

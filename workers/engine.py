@@ -126,11 +126,6 @@ class DiffusionEngine:
             image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float()
             return (image * 255).round().to(torch.uint8).cpu().numpy()
 
-    def synchronize(self) -> None:
-        """Wait until the device has done all work so far, so that a clock read after it is true."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
     def warm(self) -> None:
         """One small picture in one step: the first call of each part pays for its set-up."""
         params = GenerationParams(

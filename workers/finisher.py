@@ -9,14 +9,15 @@ from dataclasses import asdict
 from sdserve.apps import AppSpec
 from sdserve.errors import GenerationError, StoreUnavailableError
 from sdserve.generation import ComputeMetrics
-from sdserve.jobs import ClaimedJob, JobFailure, JobStatus
+from sdserve.jobs import JobFailure, JobStatus
 from sdserve.operations import Ending, Finish
-from sdserve.pace import Measured
 from sdserve.store import RedisJobStore
+from sdserve.usage import Spent
 from workers.heartbeat import Heartbeat
 from workers.patience import patiently
 from workers.replica_settings import ReplicaSettings
 from workers.run import JobRun
+from workers.stopwatch import ThreadClock
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,22 @@ class Finisher:
         self._store = store
         self._heart = heart
         self._replica_id = replica_id
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="finish")
+        self._clock = ThreadClock()
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="finish", initializer=self._clock.start
+        )
 
     def succeed(self, run: JobRun) -> None:
         """Keep the pictures of a run that has all of them."""
         self._thread.submit(self._succeed, run)
 
-    def end(self, job: ClaimedJob, status: JobStatus, failure: JobFailure | None = None) -> None:
-        """End a job without a result."""
-        self._thread.submit(self._finish, job, status, failure)
+    def end(self, run: JobRun, status: JobStatus, failure: JobFailure | None = None) -> None:
+        """End a job without a result; it is billed for what it used."""
+        self._thread.submit(self._finish, run, status, failure)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this thread so far."""
+        return self._clock.seconds()
 
     def close(self) -> None:
         """Take nothing more; wait until all is stored."""
@@ -56,48 +64,39 @@ class Finisher:
             self._finish_images(run)
         except Exception as error:
             log.exception("job %s: its images could not be kept", run.job.id)
-            self._finish(run.job, JobStatus.FAILED, failure_of(error))
+            self._finish(run, JobStatus.FAILED, failure_of(error))
 
     def _finish_images(self, run: JobRun) -> None:
         from workers.images import encode_image
 
         job, params = run.job, run.job.params
-        with run.timed("image_encode"):
-            images = [
-                encode_image(
-                    pixels,
-                    params.format,
-                    params,
-                    model=self._spec.checkpoint.name,
-                    seed=(params.seed + k) % 2**32,
-                )
-                for k, pixels in enumerate(run.pictures)
-            ]
+        start, cpu = time.perf_counter(), time.thread_time()
+        images = [
+            encode_image(
+                pixels,
+                params.format,
+                params,
+                model=self._spec.checkpoint.name,
+                seed=(params.seed + k) % 2**32,
+            )
+            for k, pixels in enumerate(run.pictures)
+        ]
+        run.add_image_encoding(time.perf_counter() - start, time.thread_time() - cpu)
         size = sum(len(image.data) for image in images)
         if size > self._settings.max_result_bytes:
             limit = self._settings.max_result_bytes
             message = f"The images have {size} bytes, the limit is {limit}: ask for fewer, or JPEG."
-            self._finish(
-                job, JobStatus.FAILED, JobFailure(code="result_too_large", message=message)
-            )
+            failure = JobFailure(code="result_too_large", message=message)
+            self._finish(run, JobStatus.FAILED, failure)
             return
         blobs = [image.data for image in images]
         names = patiently(lambda: self._store.put_results(job.id, job.fence, blobs))
         seeds = [image.seed for image in images]
-        metrics = self._bill(run)
-        self._finish(
-            job,
-            JobStatus.SUCCEEDED,
-            result_keys=names,
-            image_seeds=seeds,
-            metrics=metrics,
-            measured=run.measured,
-        )
+        self._finish(run, JobStatus.SUCCEEDED, result_keys=names, image_seeds=seeds)
 
     def _bill(self, run: JobRun) -> ComputeMetrics:
         seconds = run.seconds
         on_replica = time.monotonic() - run.claimed_at
-        on_device = seconds["encode"] + seconds["denoise"] + seconds["decode"]
         return ComputeMetrics(
             query_duration_seconds=run.queue_seconds + run.load_seconds + on_replica,
             replica_num_cpus=self._spec.num_cpus,
@@ -108,41 +107,47 @@ class Finisher:
             decode_seconds=seconds["decode"],
             image_encode_seconds=seconds["image_encode"],
             seconds_per_step=seconds["denoise"] / run.job.params.total_steps,
-            gpu_seconds=on_device if self._spec.num_gpus else None,
+            cpu_seconds=run.cpu_seconds,
+            gpu_seconds=run.gpu_seconds,
+            peak_gpu_memory_mb=run.peak_allocated_mb,
+            peak_gpu_memory_reserved_mb=run.peak_reserved_mb,
             replica_id=self._replica_id,
             node=platform.node(),
-            **asdict(run.meter.stop()),
+            **asdict(run.meter.stop(run.windows, is_shared=run.is_shared)),
         )
 
     def _finish(
         self,
-        job: ClaimedJob,
+        run: JobRun,
         status: JobStatus,
         error: JobFailure | None = None,
         *,
         result_keys: list[str] | None = None,
         image_seeds: list[int] | None = None,
-        metrics: ComputeMetrics | None = None,
-        measured: Measured | None = None,
     ) -> None:
-        finish = Finish(
-            app=self._spec.name,
-            job_id=job.id,
-            fence=job.fence,
-            status=status,
-            error=error,
-            job_ttl=self._settings.job_ttl,
-            results=self._settings.results,
-            result_keys=result_keys or [],
-            image_seeds=image_seeds or [],
-            metrics=metrics,
-            measured=measured,
-        )
+        job, is_success = run.job, status is JobStatus.SUCCEEDED
         try:
+            metrics = self._bill(run)
+            finish = Finish(
+                app=self._spec.name,
+                job_id=job.id,
+                fence=job.fence,
+                status=status,
+                error=error,
+                job_ttl=self._settings.job_ttl,
+                results=self._settings.results,
+                result_keys=result_keys or [],
+                image_seeds=image_seeds or [],
+                metrics=metrics if is_success else None,
+                measured=run.measured if is_success else None,
+                spent=Spent.of(metrics, steps=run.steps_done),
+            )
             if patiently(lambda: self._store.run(finish)) is Ending.LOST:
                 log.warning("job %s: finished too late, another claim counts", job.id)
         except StoreUnavailableError as away:
             log.error("job %s: its end was not stored (%s); its lease will run out", job.id, away)
+        except Exception:
+            log.exception("job %s: its bill cannot be made; its lease will run out", job.id)
         finally:
             self._heart.drop(job)
 

@@ -1,11 +1,15 @@
 """One GPU as NVML sees it: board memory, utilisation, energy. A machine without NVML has none."""
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
 import pynvml
+
+from workers.energy import Sample
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,7 @@ class NvmlDevice:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._untold = set[str]()  # what this board does not tell
 
     @classmethod
     @cache
@@ -54,10 +59,29 @@ class NvmlDevice:
             utilization_percent=float(rates.gpu),
         )
 
-    def millijoules(self) -> int | None:
-        """The board's energy counter (Volta and later); it moves on every 20 to 100 ms."""
-        try:
-            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
-        except pynvml.NVMLError as error:
-            log.warning("NVML energy counter: %s", error)
+    def processes(self) -> int | None:
+        """How many processes compute on it."""
+        return self._ask("processes", _count_processes)
+
+    def sample(self) -> Sample:
+        """The board's energy counter (Volta and later) and its power, now."""
+        return Sample(
+            at=time.monotonic(),
+            millijoules=self._ask("energy counter", pynvml.nvmlDeviceGetTotalEnergyConsumption),
+            milliwatts=self._ask("power", pynvml.nvmlDeviceGetPowerUsage),
+        )
+
+    def _ask(self, what: str, call: Callable[[Any], Any]) -> int | None:
+        if what in self._untold:
             return None
+        try:
+            return int(call(self._handle))
+        except pynvml.NVMLError as error:
+            log.warning("NVML %s: %s", what, error)
+            self._untold.add(what)  # a hundred times a second is often enough to be told once
+            return None
+
+
+def _count_processes(handle: Any) -> int:
+    processes: Any = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    return len(processes)

@@ -32,6 +32,7 @@ from workers.metering import Meter
 from workers.replica_settings import ReplicaSettings
 from workers.run import JobRun
 from workers.startup import Startup
+from workers.stopwatch import Section, Stopwatch, shares
 from workers.watchdog import LAST_WORDS, Watchdog, end_process_in, spare_process
 
 if TYPE_CHECKING:  # imported by load_engine, after the file has begun to be read
@@ -160,6 +161,7 @@ class Puller:
             self._ready_at = time.monotonic()
             self._started.set()
             if engine is not None:
+                self._stopwatch = Stopwatch(self._device, beside=self._finisher.cpu_seconds)
                 self._serve(engine)
             self._watchdog.stop()
         except BaseException as error:
@@ -224,9 +226,16 @@ class Puller:
             # Of the wait, what this replica spent loading: the rest was the queue's.
             now = time.monotonic()
             load = max(0.0, self._ready_at - max(self._born, now - job.waited))
-            meter = Meter(self._device, is_shared=self._spec.slots > 1)
-            run = JobRun(job=job, meter=meter, load_seconds=load, queue_seconds=job.waited - load)
+            run = JobRun(
+                job=job,
+                meter=Meter(self._device),
+                load_seconds=load,
+                queue_seconds=job.waited - load,
+            )
             self._active.append(run)
+            if len(self._active) > 1:
+                for together in self._active:
+                    together.is_shared = True
 
     def _may_begin(self, run: JobRun) -> bool:
         """A job that has lost a replica before may be what kills them: it takes no other with it.
@@ -244,10 +253,10 @@ class Puller:
             if pulse is Pulse.OK:
                 continue
             if pulse is Pulse.CANCEL:
-                self._retire(run, lambda run=run: self._finisher.end(run.job, JobStatus.CANCELLED))
+                self._retire(run, lambda run=run: self._finisher.end(run, JobStatus.CANCELLED))
             else:
                 log.warning("job %s: the claim (fence %d) was lost", run.job.id, run.job.fence)
-                self._retire(run, lambda run=run: self._heart.drop(run.job))
+                self._retire(run, lambda run=run: self._forget(run))
 
     def _batches(self) -> list[list[JobRun]]:
         """The runs that can share one UNet call: those with the same latent shape."""
@@ -259,23 +268,25 @@ class Puller:
         return list(batches.values())
 
     def _begin(self, engine: "DiffusionEngine", run: JobRun) -> None:
-        with run.timed("encode"):
+        with self._stopwatch.section(lambda section: run.add("encode", section)):
             run.denoising = engine.begin(run.job.params, len(run.pictures))
-            engine.synchronize()
 
     def _step(self, engine: "DiffusionEngine", batch: list[JobRun]) -> None:
-        start = time.perf_counter()
-        engine.step([run.denoising for run in batch if run.denoising])
-        engine.synchronize()  # progress and the bill tell what the device has done, not been told
-        share = (time.perf_counter() - start) / len(batch)
+        pictures = [run.denoising for run in batch if run.denoising]
+
+        def bill(section: Section) -> None:
+            for run, share in zip(batch, shares([one.rows for one in pictures]), strict=True):
+                run.add("denoise", section, share)
+
+        with self._stopwatch.section(bill):
+            engine.step(pictures)
         for run in batch:
-            run.seconds["denoise"] += share
             self._heart.progress(run.job, step=run.steps_done, phase=run.phase)
 
     def _decode(self, engine: "DiffusionEngine", run: JobRun) -> None:
         assert run.denoising is not None  # noqa: S101 (only done runs come here)
-        with run.timed("decode"):
-            run.pictures.append(engine.decode(run.denoising))  # on the host: nothing runs any more
+        with self._stopwatch.section(lambda section: run.add("decode", section)):
+            run.pictures.append(engine.decode(run.denoising))
         run.denoising = None
         if len(run.pictures) == run.job.params.num_images:
             self._retire(run, lambda: self._finisher.succeed(run))
@@ -299,7 +310,7 @@ class Puller:
                 log.exception("jobs %s failed", [run.job.id for run in batch])
             for run in batch:
                 self._retire(
-                    run, lambda run=run: self._finisher.end(run.job, JobStatus.FAILED, failure)
+                    run, lambda run=run: self._finisher.end(run, JobStatus.FAILED, failure)
                 )
 
     # --- any thread --------------------------------------------------------------------------
@@ -327,7 +338,12 @@ class Puller:
                 self._store.run(release)
             except StoreUnavailableError as error:
                 log.warning("job %s: not handed back (%s); its lease runs out", run.job.id, error)
-            self._heart.drop(run.job)
+            self._forget(run)
+
+    def _forget(self, run: JobRun) -> None:
+        """It is another's, or nobody's: it is not billed here."""
+        run.meter.close()
+        self._heart.drop(run.job)
 
 
 def _end_process(code: int) -> None:

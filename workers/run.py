@@ -1,8 +1,6 @@
 """One claimed job on its way through the engine: its pictures so far, and where the time went."""
 
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,9 @@ from numpy.typing import NDArray
 
 from sdserve.jobs import ClaimedJob
 from sdserve.pace import Measured, Work
+from workers.energy import Window
 from workers.metering import Meter
+from workers.stopwatch import Section
 
 if TYPE_CHECKING:  # the engine imports torch; the replica must be able to start without it
     from workers.denoising import Denoising
@@ -31,6 +31,12 @@ class JobRun:
         default_factory=lambda: dict.fromkeys(("encode", "denoise", "decode", "image_encode"), 0.0)
     )
     claimed_at: float = field(default_factory=time.monotonic)
+    cpu_seconds: float = 0.0
+    gpu_seconds: float | None = None
+    peak_allocated_mb: float | None = None
+    peak_reserved_mb: float | None = None
+    windows: list[Window] = field(default_factory=list[Window])  # of its work on the device
+    is_shared: bool = False  # another job was on the replica meanwhile
 
     @property
     def steps_done(self) -> int:
@@ -54,11 +60,21 @@ class JobRun:
             file_seconds=self.seconds["image_encode"],
         )
 
-    @contextmanager
-    def timed(self, part: str) -> Generator[None]:
-        """Add the time of the block to one part of the bill."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.perf_counter() - start
+    def add(self, part: str, section: Section, share: float = 1.0) -> None:
+        """Bill this job for its share of a section of the engine's work."""
+        self.seconds[part] += section.seconds * share
+        self.cpu_seconds += section.cpu_seconds * share
+        if section.gpu_seconds is not None:
+            self.gpu_seconds = (self.gpu_seconds or 0.0) + section.gpu_seconds * share
+        self.peak_allocated_mb = _higher(self.peak_allocated_mb, section.peak_allocated_mb)
+        self.peak_reserved_mb = _higher(self.peak_reserved_mb, section.peak_reserved_mb)
+        self.windows.append(Window(start=section.start, end=section.end, share=share))
+
+    def add_image_encoding(self, seconds: float, cpu_seconds: float) -> None:
+        """Bill this job for the work beside the engine's."""
+        self.seconds["image_encode"] += seconds
+        self.cpu_seconds += cpu_seconds
+
+
+def _higher(peak: float | None, other: float | None) -> float | None:
+    return max((value for value in (peak, other) if value is not None), default=None)

@@ -1,7 +1,7 @@
 -- Put before every script, after its first line (operations.py): the server's clock, what those who
--- watch are told, the counts of unfinished jobs, the outbox of webhooks, the one way a job ends, and
--- the room for results. The names of the keys that it makes itself (HOOK, PREVIEW, ...) come from
--- keys.py.
+-- watch are told, the counts of unfinished jobs, the outbox of webhooks, the one way a job ends, its
+-- line in a batch, and the room for results. The names of the keys that it makes itself (HOOK,
+-- PREVIEW, ...) come from keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
@@ -42,6 +42,37 @@ local function tell_webhook(kind, id, status, url, now, subject)
   redis.call('ZADD', HOOKS, now, event)
 end
 
+-- The keys of a batch beside its hash: what was uploaded, results, results of settled parts.
+local function keys_of_batch(batch, parts)
+  local names = {batch, batch .. ':live'}
+  for part = 0, parts - 1 do
+    for _, kind in ipairs({':in:', ':out:', ':res:'}) do
+      names[#names + 1] = batch .. kind .. part
+    end
+  end
+  return names
+end
+
+-- So many more lines of a batch have ended; the last ones end the batch.
+local function end_lines(batch, status, count, now, ttl_s)
+  redis.call('HINCRBY', batch, status, count)
+  local counts = redis.call('HMGET', batch, 'lines', 'parts', 'succeeded', 'failed', 'cancelled')
+  local ended = (counts[3] or 0) + (counts[4] or 0) + (counts[5] or 0)
+  if ended < tonumber(counts[1]) then return end
+  redis.call('HSET', batch, 'ended', now)
+  for _, name in ipairs(keys_of_batch(batch, counts[2])) do redis.call('EXPIRE', name, ttl_s) end
+end
+
+-- The job of a line has ended. Only once: then it is no longer among the batch's live ones.
+local function end_line(id, job, status, now, ttl_s)
+  local facts = redis.call('HMGET', job, 'batch', 'line', 'meta')
+  local batch, line = BATCH .. facts[1], tonumber(facts[2])
+  if redis.call('HDEL', batch .. ':live', id) == 0 then return end
+  local part = math.floor((line - 1) / redis.call('HGET', batch, 'part_lines'))
+  redis.call('HSET', batch .. ':out:' .. part, line, status .. ' ' .. (facts[3] or '{}'))
+  end_lines(batch, status, 1, now, ttl_s)
+end
+
 -- Add what a job used to its day, for its client and app and for its client in all. The job keeps
 -- the same integers, in JSON (`usage`, by finish.lua).
 local function bill(job, app, client, status, now)
@@ -59,7 +90,7 @@ end
 
 -- error: {code, message} or nil.
 local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
-  local facts = redis.call('HMGET', job, 'app', 'client', 'webhook')
+  local facts = redis.call('HMGET', job, 'app', 'client', 'webhook', 'batch', 'ttl')
   redis.call('HSET', job, 'status', status, 'ended', now)
   if error then
     local meta = cjson.encode({error = {code = error[1], message = error[2]}})
@@ -72,7 +103,8 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   redis.call('DEL', PREVIEW .. id)
   tell(job, id, channel, 'ended')
   if facts[3] then tell_webhook('job', id, status, facts[3], now, job) end
-  redis.call('EXPIRE', job, ttl_s)
+  if facts[4] then end_line(id, job, status, now, ttl_s) end
+  redis.call('EXPIRE', job, facts[5] or ttl_s)
 end
 
 -- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no

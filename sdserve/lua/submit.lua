@@ -5,7 +5,7 @@
 -- KEYS job queue lease replicas idempotency index app_index wake app load results clock shares
 -- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
 --      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms channel
---      webhook('' for none) work
+--      webhook('' for none) batch('' for none) line previous_line job_ttl_s work
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local index, app_index, wake, app, load = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local results, clock, shares = KEYS[11], KEYS[12], KEYS[13]
@@ -16,6 +16,13 @@ if idem ~= '' then
   if known[1] then
     return {known[2] == digest and 'duplicate' or 'conflict', known[1], 0}
   end
+end
+-- The line of a batch has its turn once: when the one before it was the app's last.
+local batch = ARGV[19] ~= '' and BATCH .. ARGV[19]
+if batch then
+  local place = redis.call('HMGET', batch, 'lines', 'last:' .. ARGV[2], 'rest:' .. ARGV[2])
+  if not place[1] or place[3] then return {'closed', id, 0} end
+  if (place[2] or '0') ~= ARGV[21] then return {'duplicate', id, 0} end
 end
 -- The same id again is the same call whose reply was lost.
 if redis.call('EXISTS', job) == 1 then return {'duplicate', id, 0} end
@@ -47,19 +54,26 @@ local busy = waiting + redis.call('ZCARD', lease)
 -- that counts served steps, where its client's last one ended or now, whichever is later. So
 -- whoever asks for the first time is next, however many jobs of others wait. The score is kept: a
 -- job that is handed back goes back to its own place.
-local share = priority .. ':' .. client
+-- A client's batches have a share beside his own: they do not delay what he waits for.
+local share = priority .. ':' .. client .. (batch and ':batch' or '')
 local start = math.max(tonumber(redis.call('HGET', clock, priority) or 0),
   tonumber(redis.call('HGET', shares, share) or 0))
 redis.call('HSET', shares, share, start + ARGV[10])
 local score = -tonumber(priority) * 1e12 + start
 redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
   'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
-  'score', score, 'share', share, 'cost', ARGV[10], 'work', ARGV[19])
+  'score', score, 'share', share, 'cost', ARGV[10], 'work', ARGV[23])
 if ARGV[18] ~= '' then redis.call('HSET', job, 'webhook', ARGV[18]) end
 redis.call('ZADD', queue, score, id)
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', app_index, now, id)
 count_job(load, ARGV[2], client, 1)
+if batch then
+  redis.call('HSET', job, 'batch', ARGV[19], 'line', ARGV[20], 'ttl', ARGV[22])
+  redis.call('HSET', batch, 'last:' .. ARGV[2], ARGV[20])
+  redis.call('HINCRBY', batch, 'fed:' .. ARGV[2], 1)
+  redis.call('HSET', batch .. ':live', id, ARGV[2])
+end
 if idem ~= '' then
   redis.call('HSET', idem, 'id', id, 'digest', digest)
   redis.call('EXPIRE', idem, ARGV[6])

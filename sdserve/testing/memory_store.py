@@ -23,6 +23,8 @@ from sdserve.apps import (
     ReplicaPresence,
     RunningWork,
 )
+from sdserve.batch_operations import ReadPart
+from sdserve.batches import Part
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import ResultBudget
@@ -53,6 +55,7 @@ from sdserve.operations import (
     app_state,
 )
 from sdserve.pace import Pace, Work
+from sdserve.testing.memory_batches import InMemoryBatches
 from sdserve.testing.memory_keys import InMemoryKeys
 from sdserve.testing.memory_outbox import MemoryOutbox
 from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
@@ -88,8 +91,8 @@ class _Record:
     usage: Usage | None = None  # once it has ended
 
     @property
-    def share(self) -> tuple[int, str]:
-        return self.submit.priority, self.submit.client
+    def share(self) -> tuple[int, str, bool]:
+        return _share(self.submit)
 
 
 @dataclass(kw_only=True)
@@ -98,7 +101,7 @@ class _App:
     leases: dict[str, float] = field(default_factory=dict)  # job id -> end
     replicas: dict[str, tuple[ReplicaPresence, float, float]] = field(default_factory=dict)
     clock: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
-    shares: dict[tuple[int, str], float] = field(default_factory=dict)
+    shares: dict[tuple[int, str, bool], float] = field(default_factory=dict)
     broken: JobFailure | None = None
     pace: Pace = field(default_factory=Pace)
     load: LoadPace | None = None
@@ -139,6 +142,7 @@ class InMemoryJobStore:
         self._load: Counter[str] = Counter()
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
+        self._batches = InMemoryBatches()
         self._outbox = MemoryOutbox()
         self._keyring = InMemoryKeys()
         self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
@@ -155,6 +159,14 @@ class InMemoryJobStore:
             "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            "put_part": self._batches.put_part,
+            "create_batch": self._batches.create,
+            "close_lines": self._batches.close_lines,
+            "view_batch": self._batches.view,
+            "list_batches": self._batches.list_ids,
+            "open_batches": self._batches.open_ids,
+            "read_part": self._read_part,
+            "pack_part": self._batches.pack_part,
             "view_places": self._view_places,
             **self._outbox.operations,
             "view_preview": self._view_preview,
@@ -169,17 +181,53 @@ class InMemoryJobStore:
     # --- the operations ----------------------------------------------------------------------
 
     def _submit(self, op: Submit, now: float) -> Submitted:
-        def answer(admission: Admission, job_id: str = op.job_id, **more: Any) -> Submitted:
-            return Submitted(admission=admission, job_id=job_id, **more)
+        app = self._apps[op.app]
+        if known := self._known(op, now) or self._refuse(op, app, now):
+            return known
+        ready = [each for each in app.live(now) if each.state is not AppState.LOADING]
+        slots = sum(each.slots for each in ready)
+        busy = len(app.queue) + len(app.leases)
+        share = _share(op)
+        start = max(app.clock[op.priority], app.shares.get(share, 0))
+        app.shares[share] = start + op.params.total_steps
+        score = -op.priority * PRIORITY + start
+        self._jobs[op.job_id] = _Record(
+            submit=op, created=now, score=score, max_attempts=op.max_attempts
+        )
+        app.queue[op.job_id] = score
+        self._index[op.job_id] = now
+        self._count(op, 1)
+        if op.place is not None:
+            self._batches.hand_over(op.place, op.app, op.job_id)
+        if op.idempotency_key is not None:
+            ends = now + op.idempotency_ttl.total_seconds()
+            self._keys[op.app, op.client, op.idempotency_key] = (op.job_id, op.digest, ends)
+        self._work.notify_all()
+        admission = Admission.RUN_NOW if busy < slots else Admission.QUEUED
+        ahead = app.in_order().index(op.job_id)
+        return Submitted(admission=admission, job_id=op.job_id, ahead=ahead)
 
+    def _known(self, op: Submit, now: float) -> Submitted | None:
+        """The answer to what was asked before, or comes too late."""
         key = (op.app, op.client, op.idempotency_key or "")
         if op.idempotency_key is not None and key in self._keys and self._keys[key][2] > now:
             known, digest, _ = self._keys[key]
             same = digest == op.digest
-            return answer(Admission.DUPLICATE if same else Admission.CONFLICT, known)
+            admission = Admission.DUPLICATE if same else Admission.CONFLICT
+            return Submitted(admission=admission, job_id=known)
+        if op.place is not None:
+            if self._batches.is_closed(op.place, op.app, now):
+                return Submitted(admission=Admission.CLOSED, job_id=op.job_id)
+            if self._batches.has_had_its_turn(op.place, op.app):
+                return Submitted(admission=Admission.DUPLICATE, job_id=op.job_id)
         if self._alive(op.job_id, now):
-            return answer(Admission.DUPLICATE)
-        app = self._apps[op.app]
+            return Submitted(admission=Admission.DUPLICATE, job_id=op.job_id)
+        return None
+
+    def _refuse(self, op: Submit, app: _App, now: float) -> Submitted | None:
+        def answer(admission: Admission, **more: Any) -> Submitted:
+            return Submitted(admission=admission, job_id=op.job_id, **more)
+
         if app.broken:
             return answer(Admission.BROKEN, reason=app.broken.message)
         if len(app.queue) >= op.queue_limit:
@@ -193,26 +241,7 @@ class InMemoryJobStore:
             oldest = min(stored for _, stored in self._results.values())
             left = oldest + op.limits.results.keep.total_seconds() - now
             return answer(Admission.STORAGE_FULL, room_after=timedelta(seconds=max(0.0, left)))
-        slots = sum(
-            presence.slots for presence in app.live(now) if presence.state is not AppState.LOADING
-        )
-        busy = len(app.queue) + len(app.leases)
-        share = (op.priority, op.client)
-        start = max(app.clock[op.priority], app.shares.get(share, 0))
-        app.shares[share] = start + op.params.total_steps
-        score = -op.priority * PRIORITY + start
-        self._jobs[op.job_id] = _Record(
-            submit=op, created=now, score=score, max_attempts=op.max_attempts
-        )
-        app.queue[op.job_id] = score
-        self._index[op.job_id] = now
-        self._count(op, 1)
-        if op.idempotency_key is not None:
-            ends = now + op.idempotency_ttl.total_seconds()
-            self._keys[key] = (op.job_id, op.digest, ends)
-        self._work.notify_all()
-        admission = Admission.RUN_NOW if busy < slots else Admission.QUEUED
-        return answer(admission, ahead=app.in_order().index(op.job_id))
+        return None
 
     def _claim(self, op: Claim, now: float) -> list[ClaimedJob]:
         app = self._apps[op.app]
@@ -424,8 +453,18 @@ class InMemoryJobStore:
             image_seeds=tuple(result.image_seeds) if result else (),
             metrics=result.metrics if result else None,
             error=record.error,
+            batch=submit.place.batch if submit.place else None,
+            line=submit.place.line if submit.place else None,
             usage=record.usage,
         )
+
+    def _read_part(self, op: ReadPart, now: float) -> Part:
+        places = {
+            job_id: (record.submit.place.line, record.status)
+            for job_id, record in self._jobs.items()
+            if record.submit.place and record.submit.place.batch == op.batch_id
+        }
+        return self._batches.read_part(op, now, places)
 
     def _view_places(self, op: ViewPlaces, now: float) -> list[Place]:
         waiting = self._apps[op.app].in_order()
@@ -482,8 +521,11 @@ class InMemoryJobStore:
         record.status, record.ended = status, now
         record.owner = record.phase = record.preview = None
         record.version += 1
-        record.expires = now + ttl.total_seconds()
+        place = record.submit.place
+        record.expires = now + (record.submit.line_ttl if place else ttl).total_seconds()
         self._count(record.submit, -1)
+        if place is not None:
+            self._batches.end_line(place, record.submit.job_id, status, _meta(record), now, ttl)
         record.usage = used + Usage(**{f"jobs_{status}": 1})
         day = self._usage[int(now * 1000) // DAY_MS]
         for metric, amount in record.usage.nonzero().items():
@@ -637,6 +679,19 @@ class InMemoryJobStore:
             for job_id in gone:
                 del self._index[job_id]
             return len(gone)
+
+
+def _share(op: Submit) -> tuple[int, str, bool]:
+    return op.priority, op.client, op.place is not None
+
+
+def _meta(record: _Record) -> str:
+    """What the store keeps of how a job ended."""
+    if record.status is JobStatus.CANCELLED:
+        return "{}"
+    if record.finish is not None:
+        return record.finish.meta
+    return json.dumps({"error": asdict(record.error) if record.error else None})
 
 
 def _fields(record: _Record) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 from redis import Redis
 
 from sdserve import operations
 from sdserve.store import RedisJobStore
-from tests.integration import test_api_keys, test_job_store
+from tests.integration import test_api_keys, test_batch_store, test_job_store
 from tests.store_world import World
 
 pytestmark = pytest.mark.integration
@@ -31,7 +32,37 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no priorities", "-tonumber(priority) * 1e12", "0"),
         ("no shares", "tonumber(redis.call('HGET', shares, share) or 0)", "0"),
         ("no clock", "tonumber(redis.call('HGET', clock, priority) or 0)", "0"),
-        ("no work", "'work', ARGV[19]", "'work', '1 1 1 1 1'"),
+        ("no work", "'work', ARGV[23]", "'work', '1 1 1 1 1'"),
+        ("any turn of a line", "(place[2] or '0') ~= ARGV[21]", "false"),
+        ("into a closed batch", "not place[1] or place[3]", "not place[1]"),
+        ("a line that keeps its turn", "redis.call('HSET', batch, 'last:' .. ARGV[2], ARGV[20])",
+         ""),
+        ("no share of its own", "(batch and ':batch' or '')", "''"),
+    ],
+    "create_batch": [
+        ("no idempotency", "if known[1] then", "if false then"),
+        ("any upload", "known[2] == digest and", "true and"),
+        ("repeats itself", "redis.call('EXISTS', batch) == 1", "false"),
+        ("without its parts", "redis.call('EXISTS', KEYS[4 + part]) == 0", "false"),
+        ("no bound", "unfinished + room > tonumber(ARGV[10])", "false"),
+        ("no bound of the client", "mine + room > tonumber(ARGV[11])", "false"),
+        ("drops nobody", "redis.call('UNLINK', unpack(keys_of_batch(BATCH .. other[1], other[3])))",
+         ""),
+        ("drops all that have ended", "if all + room <= tonumber(ARGV[10]) then break end", ""),
+        ("unfed", "redis.call('ZADD', open, now, id)", ""),
+    ],
+    "close_lines": [
+        ("again and again", "redis.call('HSETNX', batch, 'rest:' .. app, ARGV[2]) == 1",
+         "redis.call('HSET', batch, 'rest:' .. app, ARGV[2])"),
+        ("of every app", "ARGV[1] == '' or ARGV[1] == app", "true"),
+        ("counts what was fed", "- (lines[2] or 0)", ""),
+        ("no word of the cancel", "redis.call('HSETNX', batch, 'cancel', now)", ""),
+    ],
+    "pack_part": [
+        ("any part", "(facts[1] or '0') ~= ARGV[2]", "false"),
+        ("any results", "redis.call('HLEN', KEYS[2]) ~= tonumber(ARGV[3])", "false"),
+        ("kept for ever", "if left > 0 then", "if false then"),
+        ("never done", "redis.call('HINCRBY', batch, 'packed', 1) == tonumber(facts[2])", "false"),
     ],
     "claim": [
         ("no clock", "redis.call('HSET', clock, priority, start)", ""),
@@ -148,7 +179,13 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
          "EXISTS', client"),
         ("on the wrong day", "math.floor(now / 86400000)", "math.floor(now / 86400000 + 1)"),
         ("no count of ends", "used['jobs_' .. status] = 1", ""),
-        ("an end that never expires", "redis.call('EXPIRE', job, ttl_s)", ""),
+        ("an end that never expires", "redis.call('EXPIRE', job, facts[5] or ttl_s)", ""),
+        ("a line kept like any job", "facts[5] or ttl_s", "ttl_s"),
+        ("an end without its line", "if facts[4] then end_line(", "if false then end_line("),
+        ("a line that ends twice", "redis.call('HDEL', batch .. ':live', id) == 0", "false"),
+        ("a batch that never ends", "if ended < tonumber(counts[1]) then return end",
+         "do return end"),
+        ("a batch that never expires", "redis.call('EXPIRE', name, ttl_s)", ""),
         ("room made from the young", "now - keep_ms,", "'+inf',"),
         ("room never made", "if bytes > budget then", "if false then"),
         ("an end that no webhook hears of", "if facts[3] then tell", "if false then tell"),
@@ -186,12 +223,18 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
 }  # fmt: skip
 
 
-SUITE: list[Callable[[World], None]] = [
-    function
-    for module in (test_job_store, test_api_keys)
-    for name, function in vars(module).items()
-    if name.startswith("test_") and inspect.isfunction(function)
-]
+def _suite(*modules: ModuleType) -> list[Callable[[World], None]]:
+    return [
+        function
+        for module in modules
+        for name, function in vars(module).items()
+        if name.startswith("test_") and inspect.isfunction(function)
+    ]
+
+
+SUITE = _suite(test_job_store, test_api_keys, test_batch_store)
+BATCH_SUITE = _suite(test_batch_store)
+BATCH_SCRIPTS = ("create_batch", "close_lines", "pack_part")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +256,8 @@ def test_the_suite_goes_red(
         return text.replace(piece, broken)
 
     monkeypatch.setattr("sdserve.store.script_text", broken_text)
-    assert any(_fails(test, redis) for test in SUITE)
+    suite = BATCH_SUITE if script in BATCH_SCRIPTS else SUITE
+    assert any(_fails(test, redis) for test in suite)
 
 
 def _fails(test: Callable[[World], None], redis: Redis) -> bool:

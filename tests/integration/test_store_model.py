@@ -22,6 +22,27 @@ from redis import Redis
 
 from sdserve import keys
 from sdserve.apps import AppState, AppStatus, LoadPace, LoadProgress, ReplicaPresence
+from sdserve.batch_operations import (
+    BatchAdmission,
+    CloseLines,
+    CreateBatch,
+    OpenBatches,
+    PackPart,
+    PutPart,
+    ReadPart,
+    ViewBatch,
+)
+from sdserve.batches import (
+    PART,
+    Batch,
+    BatchPlace,
+    LineState,
+    Part,
+    line_job_id,
+    pack_lines,
+    pack_records,
+    parts_of,
+)
 from sdserve.errors import SdServeError
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, ResultBudget
@@ -61,6 +82,7 @@ from sdserve.pace import Measured, Work
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
 from sdserve.usage import Spent
+from tests.batch_world import create, lines
 from tests.values import JOB_TTL, METRICS, params, submit
 
 pytestmark = pytest.mark.integration
@@ -97,6 +119,7 @@ class Stores(RuleBasedStateMachine):
 
     redis: ClassVar[Redis]
     jobs: Bundle[Submitted] = Bundle("jobs")
+    uploads: Bundle[CreateBatch] = Bundle("uploads")
     events: Bundle[str] = Bundle("events")
     tries: Bundle[HookTry] = Bundle("tries")
     claims: Bundle[tuple[str, ClaimedJob]] = Bundle("claims")
@@ -104,10 +127,12 @@ class Stores(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.redis.flushdb()
-        ticks = count(1_000_000)
+        ticks = count(10**9)  # milliseconds
         self.real = RedisJobStore(self.redis)
-        self.model = InMemoryJobStore(clock=lambda: float(next(ticks)))
+        self.model = InMemoryJobStore(clock=lambda: next(ticks) / 1000)
         self.ids: dict[str, str] = {}  # job -> app
+        self.batches: list[str] = []
+        self.packed: list[Any] = []  # answers, the real one's and the model's in turn
 
     def both(self, operation: Operation[Any]) -> Any:
         real, model = self.outcome(self.real, operation), self.outcome(self.model, operation)
@@ -140,6 +165,72 @@ class Stores(RuleBasedStateMachine):
             return multiple()
         self.ids[operation.job_id] = app
         return operation
+
+    @rule(
+        target=uploads, client=clients, key=st.sampled_from([None, None, "k1"]),
+        digest=st.sampled_from(["x", "x", "y"]), count_of_lines=st.sampled_from([1, 3, PART + 1]),
+        room=st.sampled_from([2 * PART, 10 * PART]), is_whole=st.sampled_from([True, True, False]),
+    )  # fmt: skip
+    def uploads_a_batch(
+        self, client: str, key: str | None, digest: str, count_of_lines: int, room: int,
+        is_whole: bool,
+    ) -> Any:  # fmt: skip
+        accepted = lines(count_of_lines, *APPS)
+        operation = create(
+            accepted, client=client, idempotency_key=key, digest=digest, room_limit=room,
+            client_room=room // 2,
+        )  # fmt: skip
+        for number, part in enumerate(parts_of(accepted)):
+            if is_whole or number:
+                data = pack_lines(part)
+                self.both(PutPart(batch_id=operation.batch_id, part=number, data=data))
+        created = self.both(operation)
+        if created.admission is not BatchAdmission.CREATED:
+            return multiple()
+        self.batches.append(operation.batch_id)
+        return operation
+
+    @rule(again=uploads)
+    def uploads_again(self, again: CreateBatch) -> None:
+        self.both(again)
+
+    @rule(
+        target=jobs, upload=uploads, app=apps, skipped=st.sampled_from([0, 0, 0, 2]),
+        limit=st.sampled_from([3, 50]),
+    )  # fmt: skip
+    def feeds(self, upload: CreateBatch, app: str, skipped: int, limit: int) -> Any:
+        batch = self.both(ViewBatch(batch_id=upload.batch_id))
+        if not isinstance(batch, Batch):
+            return multiple()
+        last = next((lines.last for lines in batch.apps if lines.app == app), None)
+        line = APPS.index(app) + 1 if not last else last + len(APPS)
+        if last is None or line > batch.lines:
+            return multiple()
+        operation = submit(
+            job_id=line_job_id(batch.id, line), app=app, client=batch.client, queue_limit=limit,
+            place=BatchPlace(batch=batch.id, line=line, previous=last + skipped),
+        )  # fmt: skip
+        submitted = self.both(operation)
+        if submitted.admission not in (Admission.RUN_NOW, Admission.QUEUED):
+            return multiple()
+        self.ids[operation.job_id] = app
+        return operation
+
+    @rule(upload=uploads, app=st.sampled_from(["", *APPS]), is_cancel=st.booleans(), ttl=SPANS)
+    def closes(self, upload: CreateBatch, app: str, is_cancel: bool, ttl: timedelta) -> None:
+        failure = None if is_cancel else JobFailure(code="app_gone", message="gone")
+        where = "" if is_cancel else app
+        self.both(CloseLines(batch_id=upload.batch_id, app=where, failure=failure, job_ttl=ttl))
+
+    @rule(upload=uploads, part=st.sampled_from([0, 0, 1]), is_stale=st.sampled_from([False, True]))
+    def packs(self, upload: CreateBatch, part: int, is_stale: bool) -> None:
+        for store in (self.real, self.model):
+            seen = self.outcome(store, ReadPart(batch_id=upload.batch_id, part=part))
+            records = dict(seen.records) if isinstance(seen, Part) and not is_stale else {}
+            data = pack_records(records)
+            pack = PackPart(batch_id=upload.batch_id, part=part, results=len(records), data=data)
+            self.packed.append(self.outcome(store, pack))
+        assert self.packed[-1] == self.packed[-2]
 
     @rule(again=jobs)
     def submits_again(self, again: Submit) -> None:
@@ -282,6 +373,15 @@ class Stores(RuleBasedStateMachine):
             self.both(ViewHooks(dead=dead, limit=1000))
         assert self.real.unfinished() == self.model.unfinished()
         assert self.real_usage() == self.model_usage()
+        assert self.real.run(OpenBatches()) == self.model.run(OpenBatches())
+        for batch_id in self.batches:
+            batch = self.both(ViewBatch(batch_id=batch_id))
+            if isinstance(batch, Batch):
+                real, model = (
+                    [store.run(ReadPart(batch_id=batch_id, part=n)) for n in range(batch.parts)]
+                    for store in (self.real, self.model)
+                )
+                assert _states(batch, real) == _states(batch, model)
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
             self.both(ViewApp(app=self.ids[job_id], before=job_id))
@@ -291,8 +391,14 @@ class Stores(RuleBasedStateMachine):
                 assert kept == self.model.results(job.result_keys)
 
 
+def _states(batch: Batch, parts: list[Part]) -> list[LineState]:
+    return [part.state(batch, line) for part in parts for line in part.lines]
+
+
 def _timeless(outcome: Any) -> Any:
     match outcome:
+        case Batch():
+            return replace(outcome, created_at=None, ended_at=outcome.ended_at is not None)
         case Job():
             return replace(
                 outcome,

@@ -1,0 +1,61 @@
+#!lua
+-- Accept a batch once: idempotency, room, and its stored parts become its own, in one step.
+-- Answers created; duplicate or conflict with the id of the batch that has the key; full or
+-- client_full with the room that is taken; lost when a part has vanished meanwhile.
+-- Not allow-oom: a full store must refuse new work.
+-- KEYS batch idempotency batches open (part)*
+-- ARGV id client lines digest idempotency_ttl_s part_lines parts apps_of_parts_json room room_limit
+--      client_limit apps_json (lines of app)*
+local batch, idem, batches, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, client, digest, parts = ARGV[1], ARGV[2], ARGV[4], tonumber(ARGV[7])
+local room = tonumber(ARGV[9])
+
+if idem ~= '' then
+  local known = redis.call('HMGET', idem, 'id', 'digest')
+  if known[1] then return {known[2] == digest and 'duplicate' or 'conflict', known[1], 0} end
+end
+-- The same id again is the same call whose reply was lost.
+if redis.call('EXISTS', batch) == 1 then return {'duplicate', id, 0} end
+
+local all, unfinished, mine, ended = 0, 0, 0, {}
+for _, other in ipairs(redis.call('ZRANGE', batches, 0, -1)) do
+  local facts = redis.call('HMGET', BATCH .. other, 'room', 'ended', 'client', 'parts')
+  if not facts[1] then
+    redis.call('ZREM', batches, other)
+  else
+    all = all + facts[1]
+    if facts[2] then
+      ended[#ended + 1] = {other, facts[1], facts[4]}
+    else
+      unfinished = unfinished + facts[1]
+      if facts[3] == client then mine = mine + facts[1] end
+    end
+  end
+end
+if client ~= '' and mine + room > tonumber(ARGV[11]) then return {'client_full', id, mine} end
+if unfinished + room > tonumber(ARGV[10]) then return {'full', id, unfinished} end
+for part = 1, parts do
+  if redis.call('EXISTS', KEYS[4 + part]) == 0 then return {'lost', id, 0} end
+end
+for _, other in ipairs(ended) do
+  if all + room <= tonumber(ARGV[10]) then break end
+  redis.call('UNLINK', unpack(keys_of_batch(BATCH .. other[1], other[3])))
+  redis.call('ZREM', batches, other[1])
+  redis.call('ZREM', open, other[1])
+  all = all - other[2]
+end
+
+for part = 1, parts do redis.call('PERSIST', KEYS[4 + part]) end
+local now = server_ms()
+redis.call('HSET', batch, 'id', id, 'client', client, 'lines', ARGV[3], 'part_lines', ARGV[6],
+  'parts', parts, 'apps_of_parts', ARGV[8], 'room', room, 'apps', ARGV[12], 'created', now)
+for i, app in ipairs(cjson.decode(ARGV[12])) do
+  redis.call('HSET', batch, 'lines:' .. app, ARGV[12 + i])
+end
+redis.call('ZADD', batches, now, id)
+redis.call('ZADD', open, now, id)
+if idem ~= '' then
+  redis.call('HSET', idem, 'id', id, 'digest', digest)
+  redis.call('EXPIRE', idem, ARGV[5])
+end
+return {'created', id, 0}

@@ -1,0 +1,231 @@
+"""The batches of the job store in memory: what the scripts on batches do, said once more."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from sdserve.batch_operations import (
+    UPLOAD_TTL,
+    BatchAdmission,
+    CloseLines,
+    Closing,
+    CreateBatch,
+    Created,
+    ListBatches,
+    OpenBatches,
+    PackPart,
+    PutPart,
+    ReadPart,
+    ViewBatch,
+)
+from sdserve.batches import (
+    AppLines,
+    Batch,
+    BatchPlace,
+    Part,
+    part_of,
+    unpack_lines,
+    unpack_records,
+)
+from sdserve.errors import BatchNotFoundError
+from sdserve.jobs import JobStatus
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    created: CreateBatch
+    at: float
+    apps: dict[str, AppLines]
+    ended: float | None = None
+    is_cancelled: bool = False
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("succeeded", "failed", "cancelled"), 0)
+    )
+    live: dict[str, str] = field(default_factory=dict[str, str])  # job id -> app
+    records: dict[int, dict[int, str]] = field(default_factory=dict[int, dict[int, str]])
+    packed: int = 0
+    expires: float | None = None
+
+    def end_lines(self, status: str, count: int, now: float, ttl: timedelta) -> None:
+        self.counts[status] += count
+        if sum(self.counts.values()) >= self.created.lines:
+            self.ended = now
+            self.expires = now + ttl.total_seconds()
+
+
+class InMemoryBatches:
+    """Part of InMemoryJobStore, under its lock."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, _Batch] = {}
+        self._parts: dict[tuple[str, int], tuple[bytes, float]] = {}  # data, end until created
+        self._open: dict[str, None] = {}
+        self._keys: dict[tuple[str, str], tuple[str, str, float]] = {}
+
+    # --- what jobs do to their batch ---------------------------------------------------------
+
+    def is_closed(self, place: BatchPlace, app: str, now: float) -> bool:
+        batch = self._alive(place.batch, now)
+        return batch is None or batch.apps[app].rest is not None
+
+    def has_had_its_turn(self, place: BatchPlace, app: str) -> bool:
+        return self._batches[place.batch].apps[app].last != place.previous
+
+    def hand_over(self, place: BatchPlace, app: str, job_id: str) -> None:
+        batch = self._batches[place.batch]
+        lines = batch.apps[app]
+        batch.apps[app] = replace(lines, last=place.line, fed=lines.fed + 1)
+        batch.live[job_id] = app
+
+    def end_line(
+        self, place: BatchPlace, job_id: str, status: JobStatus, meta: str, now: float,
+        ttl: timedelta,
+    ) -> None:  # fmt: skip
+        batch = self._alive(place.batch, now)
+        if batch is None or batch.live.pop(job_id, None) is None:
+            return
+        batch.records.setdefault(part_of(place.line), {})[place.line] = f"{status} {meta}"
+        batch.end_lines(status, 1, now, ttl)
+
+    # --- the operations ----------------------------------------------------------------------
+
+    def put_part(self, op: PutPart, now: float) -> bool:
+        self._parts[op.batch_id, op.part] = (op.data, now + UPLOAD_TTL.total_seconds())
+        return True
+
+    def create(self, op: CreateBatch, now: float) -> Created:
+        key = (op.client, op.idempotency_key or "")
+        if op.idempotency_key is not None and key in self._keys and self._keys[key][2] > now:
+            known, digest, _ = self._keys[key]
+            same = digest == op.digest
+            admission = BatchAdmission.DUPLICATE if same else BatchAdmission.CONFLICT
+            return Created(admission=admission, batch_id=known)
+        if self._alive(op.batch_id, now):
+            return Created(admission=BatchAdmission.DUPLICATE, batch_id=op.batch_id)
+        if refused := self._refuse(op, now):
+            return refused
+        self._make_room(op)
+        for part in range(op.parts):
+            self._parts[op.batch_id, part] = (self._parts[op.batch_id, part][0], float("inf"))
+        apps = {app: AppLines(app=app, lines=lines) for app, lines in op.lines_of_app.items()}
+        self._batches[op.batch_id] = _Batch(created=op, at=now, apps=apps)
+        self._open[op.batch_id] = None
+        if op.idempotency_key is not None:
+            ends = now + op.idempotency_ttl.total_seconds()
+            self._keys[key] = (op.batch_id, op.digest, ends)
+        return Created(admission=BatchAdmission.CREATED, batch_id=op.batch_id)
+
+    def _refuse(self, op: CreateBatch, now: float) -> Created | None:
+        for batch_id in list(self._batches):
+            self._alive(batch_id, now)
+        unfinished = [batch.created for batch in self._batches.values() if batch.ended is None]
+        mine = sum(created.room for created in unfinished if created.client == op.client)
+        taken = sum(created.room for created in unfinished)
+        if op.client and mine + op.room > op.client_room:
+            return Created(admission=BatchAdmission.CLIENT_FULL, batch_id=op.batch_id, room=mine)
+        if taken + op.room > op.room_limit:
+            return Created(admission=BatchAdmission.FULL, batch_id=op.batch_id, room=taken)
+        ends = [self._parts.get((op.batch_id, part), (b"", 0))[1] for part in range(op.parts)]
+        if any(end <= now for end in ends):
+            return Created(admission=BatchAdmission.LOST, batch_id=op.batch_id)
+        return None
+
+    def _make_room(self, op: CreateBatch) -> None:
+        taken = sum(batch.created.room for batch in self._batches.values())
+        for batch_id, batch in list(self._batches.items()):
+            if taken + op.room > op.room_limit and batch.ended is not None:
+                taken -= batch.created.room
+                self._forget(batch_id)
+
+    def close_lines(self, op: CloseLines, now: float) -> Closing:
+        batch = self._alive(op.batch_id, now)
+        if batch is None:
+            return Closing.MISSING
+        if batch.ended is not None:
+            return Closing.ENDED
+        batch.is_cancelled = batch.is_cancelled or op.failure is None
+        count = 0
+        for app, lines in batch.apps.items():
+            if op.app in ("", app) and lines.rest is None:
+                batch.apps[app] = replace(lines, rest=op.state)
+                count += lines.lines - lines.fed
+        if count:
+            batch.end_lines(op.state.status, count, now, op.job_ttl)
+        return Closing.CLOSED
+
+    def view(self, op: ViewBatch, now: float) -> Batch:
+        batch = self._alive(op.batch_id, now)
+        if batch is None:
+            raise BatchNotFoundError(op.batch_id)
+        return Batch(
+            id=op.batch_id,
+            client=batch.created.client,
+            lines=batch.created.lines,
+            apps=tuple(batch.apps.values()),
+            apps_of_part=tuple(batch.created.apps_of_part),
+            created_at=_time(batch.at),
+            ended_at=None if batch.ended is None else _time(batch.ended),
+            cancel_requested=batch.is_cancelled,
+            live=dict(batch.live),
+            packed=batch.packed,
+            **batch.counts,
+        )
+
+    def list_ids(self, op: ListBatches, now: float) -> list[str]:
+        newest_first = list(reversed(self._batches))
+        if op.after:
+            known = op.after in newest_first
+            newest_first = newest_first[newest_first.index(op.after) + 1 :] if known else []
+        found = [
+            batch_id
+            for batch_id in newest_first
+            if (batch := self._alive(batch_id, now))
+            if op.client in (None, batch.created.client)
+        ]
+        return found[: op.limit]
+
+    def open_ids(self, _op: OpenBatches, _now: float) -> list[str]:
+        return list(self._open)
+
+    def read_part(self, op: ReadPart, now: float, live: dict[str, tuple[int, JobStatus]]) -> Part:
+        batch = self._alive(op.batch_id, now)
+        if batch is None or not 0 <= op.part < batch.created.parts:
+            raise BatchNotFoundError(op.batch_id)
+        return Part(
+            lines=unpack_lines(self._parts[op.batch_id, op.part][0]),
+            records=dict(batch.records.get(op.part, {})),
+            live=dict(live[job_id] for job_id in batch.live),
+        )
+
+    def pack_part(self, op: PackPart, now: float) -> bool:
+        batch = self._alive(op.batch_id, now)
+        if batch is None:
+            self._open.pop(op.batch_id, None)
+            return False
+        if batch.packed != op.part or len(batch.records.get(op.part, {})) != op.results:
+            return False
+        if op.results:
+            batch.records[op.part] = unpack_records(op.data)
+        batch.packed += 1
+        if batch.packed == batch.created.parts and batch.ended is not None:
+            self._open.pop(op.batch_id, None)
+        return True
+
+    def _alive(self, batch_id: str, now: float) -> _Batch | None:
+        batch = self._batches.get(batch_id)
+        if batch and batch.expires is not None and batch.expires <= now:
+            self._drop(batch_id)  # still among the open ones, if nobody has packed it
+            return None
+        return batch
+
+    def _forget(self, batch_id: str) -> None:
+        self._drop(batch_id)
+        self._open.pop(batch_id, None)
+
+    def _drop(self, batch_id: str) -> None:
+        batch = self._batches.pop(batch_id)
+        for part in range(batch.created.parts):
+            del self._parts[batch_id, part]
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

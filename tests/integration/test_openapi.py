@@ -15,16 +15,12 @@ from fastapi import FastAPI
 from redis import Redis
 
 from api import gateway, ingress
-from sdserve import keys
 from sdserve.api_keys import Role
-from sdserve.apps import AppState
-from sdserve.operations import ViewApp
 from sdserve.store import RedisJobStore
 from tests.http_app import HttpApp, edge_settings
 from tests.keys import bearer, create_key
-from tests.replica_process import start_replica
-from tests.values import APP, replica_settings, spec
-from tests.waiting import until
+from tests.served_replica import warm_replica
+from tests.values import spec
 
 pytestmark = pytest.mark.integration
 
@@ -34,16 +30,8 @@ EXAMPLES = os.environ.get("SD_SCHEMATHESIS_EXAMPLES", "5")
 
 @pytest.fixture
 def replica(redis: Redis, redis_url: str, tmp_path: Path) -> Iterator[None]:
-    """A warm replica of the app, in a process of its own, that draws at once."""
-    redis.hset(keys.APPS, APP, spec().to_json())
-    gate = tmp_path / "gate"
-    gate.touch()
-    process = start_replica(spec(), replica_settings(redis_url), gate)
-    store = RedisJobStore(redis)
-    until(lambda: store.run(ViewApp(app=APP)).state is AppState.READY)
-    yield
-    process.kill()
-    process.join()
+    with warm_replica(redis, redis_url, tmp_path):
+        yield
 
 
 def app_of_a_checkpoint(redis_url: str) -> FastAPI:

@@ -16,11 +16,17 @@ from api.job_events import JobEvents
 from api.viewers import Viewers
 from sdserve.apps import AppStatus
 from sdserve.async_store import AsyncJobStore, connect_async
-from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
+from sdserve.errors import (
+    InvalidParameterError,
+    JobExpiredError,
+    JobNotFoundError,
+    StoreUnavailableError,
+)
 from sdserve.generation import EncodedImage
 from sdserve.jobs import Job, JobStatus, is_job_id
 from sdserve.limits import Limits
 from sdserve.operations import Cancel, Reap, ViewApp, ViewJob
+from sdserve.webhook_targets import WebhookTargets
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +41,7 @@ class EdgeSettings:
     job_ttl: timedelta
     sync_wait: timedelta  # how long a synchronous request is held before it becomes a 202
     is_key_required: bool = False  # an API key; who shows an invalid one is always refused
+    webhooks: WebhookTargets | None = None  # None: they are off
     limits: Limits = field(default_factory=Limits)
     max_body_bytes: int = 2**20
     body_timeout: timedelta = timedelta(seconds=10)  # for all of a body to arrive
@@ -72,6 +79,22 @@ class Edge:
                 task.cancel()
             await asyncio.gather(*tasks, *self._chores, return_exceptions=True)
             await self._redis.aclose()
+
+    def webhook(self, url: str | None) -> str | None:
+        """The field `webhook` of a request, checked.
+
+        Raises:
+            InvalidParameterError: webhooks are off, or none goes there.
+        """
+        if url is None:
+            return None
+        if self.settings.webhooks is None:
+            message = (
+                "webhooks are off: leave it out and poll the job, or have the operator set "
+                "SD_WEBHOOK_SECRETS (docs/operations.md)"
+            )
+            raise InvalidParameterError("webhook", message)
+        return str(self.settings.webhooks.check(url))
 
     async def job(self, job_id: str) -> Job:
         """A job as it stands.

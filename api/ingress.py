@@ -161,6 +161,7 @@ class Ingress:
                 limits=self._edge.settings.limits,
                 idempotency_key=idempotency_key(key),
                 priority=body.priority,
+                webhook=self._edge.webhook(body.webhook),
             )
         )
         hold = self._hold(wanted, submitted)

@@ -13,6 +13,7 @@ from sdserve.errors import InvalidParameterError
 from sdserve.families import MAX_STEPS, SCHEDULERS, GenerationDefaults
 from sdserve.generation import ComputeMetrics, EncodedImage, GenerationParams, ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus
+from sdserve.webhook_targets import MAX_URL
 
 MAX_SEED = 2**32 - 1
 
@@ -42,6 +43,11 @@ class GenerateRequest(BaseModel):
         default=None, description="how images are encoded; base64 (the default) is PNG"
     )
     priority: int = Field(default=0, ge=-10, le=10, description="higher runs sooner")
+    webhook: str | None = Field(
+        default=None,
+        max_length=MAX_URL,
+        description="https URL that is told of the job's end (Standard Webhooks)",
+    )
 
     def to_params(self, defaults: GenerationDefaults, fallback: ImageFormat) -> GenerationParams:
         """The request with nothing left open.

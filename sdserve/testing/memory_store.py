@@ -715,6 +715,8 @@ def _fields(record: _Record) -> dict[str, str]:
         fields["started"] = str(record.started * 1000)
     if record.is_cancelled:
         fields["cancel"] = "1"
+    if submit.place is not None:
+        fields["batch"], fields["line"] = submit.place.batch, str(submit.place.line)
     if record.usage is not None:
         used = record.usage.nonzero().items()
         fields["usage"] = json.dumps(

@@ -49,7 +49,19 @@ _QUEUED: dict[str, Any] = {
     "result": None,
     "error": None,
     "compute_metrics": None,
+    "usage": None,
     "links": {"self": f"/v1/jobs/{_JOB_ID}"},
+}
+_ONE: dict[str, Any] = {
+    "jobs_succeeded": 1,
+    "jobs_failed": 0,
+    "jobs_cancelled": 0,
+    "images": 1,
+    "steps": 30,
+    "gpu_seconds": 0.911,
+    "cpu_seconds": 0.304,
+    "energy_joules": 380.2,
+    "result_bytes": 1611204,
 }
 _SUCCEEDED: dict[str, Any] = _QUEUED | {
     "status": "succeeded",
@@ -62,6 +74,7 @@ _SUCCEEDED: dict[str, Any] = _QUEUED | {
     "finished_at": "2026-11-23T13:24:28.914000Z",
     "result": _RESULT,
     "compute_metrics": _METRICS,
+    "usage": _ONE,
     "links": {"self": f"/v1/jobs/{_JOB_ID}", "image": f"/v1/jobs/{_JOB_ID}/image"},
 }
 _MODEL: dict[str, Any] = {
@@ -87,6 +100,16 @@ _MODEL: dict[str, Any] = {
 SCHEMAS: dict[str, list[dict[str, Any]]] = {
     "GenerateResponse": [_RESULT],
     "JobResponse": [_QUEUED, _SUCCEEDED],
+    "UsageList": [
+        {
+            "object": "list",
+            "by": "app",
+            "from": "2026-11-01",
+            "to": "2026-11-30",
+            "data": [{"key": None, "app": "sd-sd-xl-base-1-0", "day": None, **_ONE}],
+            "total": _ONE,
+        }
+    ],
     "ModelList": [{"object": "list", "data": [_MODEL]}],
     "HealthResponse": [
         {

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.codec import data_uri
 from api.estimate import eta_seconds, phase
+from api.usage_schemas import UsageAmounts
 from sdserve.apps import AppSpec, AppStatus, ReplicaPresence
 from sdserve.errors import InvalidParameterError
 from sdserve.families import MAX_STEPS, SCHEDULERS, GenerationDefaults
@@ -153,6 +154,7 @@ class JobResponse(BaseModel):
     result: GenerateResponse | None
     error: JobFailure | None
     compute_metrics: ComputeMetrics | None
+    usage: UsageAmounts | None = Field(description="the bill, once it has ended, however it did")
     links: dict[str, str]
 
     @classmethod
@@ -178,6 +180,7 @@ class JobResponse(BaseModel):
             result=result,
             error=job.error,
             compute_metrics=job.metrics,
+            usage=UsageAmounts.of(job.usage) if job.usage else None,
             links=links,
         )
 

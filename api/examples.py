@@ -192,6 +192,16 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         429,
         "Too Many Requests",
         ("too_many_jobs", "You have 1000 unfinished jobs, the limit: retry in 30 s."),
+        ("too_many_queued_jobs", "You have 50 queued jobs, the limit: retry in 30 s."),
+        (
+            "images_spent",
+            "You have 500 of 500 images of this day (UTC) and ask for 1 more: retry in 30210 s.",
+        ),
+        (
+            "gpu_seconds_spent",
+            "You have used 3600 of 3600 GPU seconds of this day (UTC): retry in 30210 s.",
+        ),
+        ("rate_limited", "You have asked 600/minute, the limit: retry in 7 s."),
     ),
     "500": _problems(
         500,

@@ -185,6 +185,16 @@ class JobResponse(BaseModel):
         )
 
 
+class JobList(BaseModel):
+    """A page of jobs, newest first, without the bytes of their pictures."""
+
+    object: Literal["list"] = "list"
+    data: list[JobResponse]
+    next_cursor: str | None = Field(
+        description="for the next page, which may be empty; null: there is none"
+    )
+
+
 class ModelBody(BaseModel):
     """One app in the OpenAI list shape, with ours beside."""
 

@@ -112,6 +112,16 @@ class AsyncJobStore:
         """The apps that have jobs which have not ended, deployed or not."""
         return apps_of(await self._ask(lambda: self._redis.hkeys(keys.LOAD)))
 
+    async def has_had(self, client: str, job_id: str) -> bool:
+        """Whether this job is, or was, a client's; for as long as an index remembers it."""
+        name = keys.MINE + client
+        score: float | None = await self._ask(lambda: self._redis.zscore(name, job_id))
+        return score is not None
+
+    async def ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The outcome of any other call on this Redis, with the same patience."""
+        return await self._ask(call)
+
     async def usage(
         self, days: Sequence[int], wanted: UsageFilter
     ) -> AsyncGenerator[list[DayUsage]]:
@@ -167,6 +177,8 @@ class AsyncJobStore:
 
     async def statuses(self, apps: Sequence[str]) -> list[AppStatus]:
         """The state of several apps in one round trip."""
+        if not apps:
+            return []
         views = [ViewApp(app=app) for app in apps]
         text = script_text(ViewApp.script)
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sdserve.errors import SdServeError
-from sdserve.limits import Limits, ResultBudget
+from sdserve.limits import Limits, Quotas, Rate, ResultBudget
 from sdserve.loopback import is_loopback
 from sdserve.secret import Secret
 from sdserve.webhook_signature import parse_secrets
@@ -28,6 +28,13 @@ def _seconds(value: object) -> object:
 
 
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+
+
+def _rate(value: object) -> object:
+    return Rate.parse(value) if isinstance(value, str) else value
+
+
+RequestRate = Annotated[Rate, BeforeValidator(_rate)]
 
 
 def _secrets(text: str) -> Secret:
@@ -94,6 +101,16 @@ class Settings(BaseSettings):
     )
     max_jobs: int = Field(default=10_000, ge=1, validation_alias="SD_MAX_JOBS")
     max_jobs_per_key: int = Field(default=1_000, ge=1, validation_alias="SD_MAX_JOBS_PER_KEY")
+    max_queued_per_key: int | None = Field(
+        default=None, ge=1, validation_alias="SD_MAX_QUEUED_PER_KEY"
+    )
+    max_images_per_day: int | None = Field(
+        default=None, ge=1, validation_alias="SD_MAX_IMAGES_PER_DAY"
+    )
+    max_gpu_seconds_per_day: int | None = Field(
+        default=None, ge=1, validation_alias="SD_MAX_GPU_SECONDS_PER_DAY"
+    )
+    rate_limit: RequestRate | None = Field(default=None, validation_alias="SD_RATE_LIMIT")
 
     webhook_secrets: Annotated[str, AfterValidator(_secrets)] = Field(
         default=Secret(), validation_alias="SD_WEBHOOK_SECRETS"
@@ -118,7 +135,13 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         return Limits(
             jobs=self.max_jobs,
-            client_jobs=self.max_jobs_per_key,
+            client=Quotas(
+                jobs=self.max_jobs_per_key,
+                queued=self.max_queued_per_key,
+                images_per_day=self.max_images_per_day,
+                gpu_seconds_per_day=self.max_gpu_seconds_per_day,
+                rate=self.rate_limit,
+            ),
             results=ResultBudget(
                 bytes=self.redis_memory_bytes, ttl=self.result_ttl, keep=self.result_min_ttl
             ),

@@ -44,8 +44,9 @@ from sdserve.batches import (
     parts_of,
 )
 from sdserve.errors import SdServeError
+from sdserve.job_list import JobPage, ListJobs
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
-from sdserve.limits import Limits, ResultBudget
+from sdserve.limits import Limits, Quotas, ResultBudget
 from sdserve.operations import (
     END_OF_QUEUE,
     Admission,
@@ -109,9 +110,11 @@ measurements = st.builds(
     denoise_seconds=st.floats(0, 100), picture_seconds=st.floats(0, 10),
     file_seconds=st.floats(0, 10),
 )  # fmt: skip
-limits = st.builds(
-    Limits, jobs=st.sampled_from([5, 100]), client_jobs=st.sampled_from([2, 100]), results=budgets
-)
+quotas = st.builds(
+    Quotas, jobs=st.sampled_from([2, 100]), queued=st.sampled_from([None, None, 1]),
+    images_per_day=st.sampled_from([None, None, 3]), gpu_seconds_per_day=st.sampled_from([None, 1]),
+)  # fmt: skip
+limits = st.builds(Limits, jobs=st.sampled_from([5, 100]), client=quotas, results=budgets)
 
 
 class Stores(RuleBasedStateMachine):
@@ -373,6 +376,8 @@ class Stores(RuleBasedStateMachine):
             self.both(ViewHooks(dead=dead, limit=1000))
         assert self.real.unfinished() == self.model.unfinished()
         assert self.real_usage() == self.model_usage()
+        for client in (None, *CLIENTS):
+            self.both(ListJobs(client=client, limit=1000))
         assert self.real.run(OpenBatches()) == self.model.run(OpenBatches())
         for batch_id in self.batches:
             batch = self.both(ViewBatch(batch_id=batch_id))
@@ -395,6 +400,21 @@ def _states(batch: Batch, parts: list[Part]) -> list[LineState]:
     return [part.state(batch, line) for part in parts for line in part.lines]
 
 
+def _timeless_app(status: AppStatus) -> AppStatus:
+    replicas = (
+        replace(told, load=told.load and replace(told.load, seconds=0, reading_seconds=0))
+        for told in status.replicas
+    )
+    backlog = status.backlog and replace(
+        status.backlog,
+        running=tuple(
+            replace(run, seconds=0, age=0)
+            for run in sorted(status.backlog.running, key=lambda run: run.job_id)
+        ),
+    )
+    return replace(status, replicas=tuple(replicas), backlog=backlog)
+
+
 def _timeless(outcome: Any) -> Any:
     match outcome:
         case Batch():
@@ -407,20 +427,14 @@ def _timeless(outcome: Any) -> Any:
                 finished_at=outcome.finished_at is not None,
             )
         case AppStatus():
-            replicas = (
-                replace(told, load=told.load and replace(told.load, seconds=0, reading_seconds=0))
-                for told in outcome.replicas
-            )
-            backlog = outcome.backlog and replace(
-                outcome.backlog,
-                running=tuple(
-                    replace(run, seconds=0, age=0)
-                    for run in sorted(outcome.backlog.running, key=lambda run: run.job_id)
-                ),
-            )
-            return replace(outcome, replicas=tuple(replicas), backlog=backlog)
+            return _timeless_app(outcome)
         case Submitted():
-            return replace(outcome, room_after=outcome.room_after is not None)
+            standing = outcome.standing
+            if standing:
+                standing = replace(standing, day_left=timedelta(0))
+            return replace(outcome, room_after=outcome.room_after is not None, standing=standing)
+        case JobPage():
+            return sorted(job.id for job in outcome.jobs)
         case HookTry():
             return replace(outcome, subject=_timeless(job_of(outcome.subject)), created_at=None)
         case [HookView(), *_]:

@@ -437,6 +437,14 @@ def _timeless(outcome: Any) -> Any:
             return sorted(job.id for job in outcome.jobs)
         case HookTry():
             return replace(outcome, subject=_timeless(job_of(outcome.subject)), created_at=None)
+        case list():
+            return _timeless_list(outcome)
+        case _:
+            return outcome
+
+
+def _timeless_list(outcome: list[Any]) -> list[Any]:
+    match outcome:
         case [HookView(), *_]:
             seen = [replace(view, at=None, created_at=None) for view in outcome]
             return sorted(seen, key=lambda view: view.event)

@@ -139,7 +139,6 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "400": _problems(
         400,
         "Bad Request",
-        ("bad_prefer", "Prefer: wait=soon is not a whole number of seconds."),
         ("bad_idempotency_key", "Idempotency-Key must have 1 to 200 characters."),
     ),
     "401": _problems(

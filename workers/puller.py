@@ -89,9 +89,10 @@ class Puller:
             phase="starting a process",
             pid=os.getpid(),
             node=platform.node(),
+            slots=spec.slots,
         )
         store = RedisJobStore(connect(settings.redis_url))
-        self._heart = Heartbeat(store, spec.name, presence, slots=spec.slots, lease=settings.lease)
+        self._heart = Heartbeat(store, spec.name, presence, lease=settings.lease)
         self._finisher = Finisher(spec, settings, self._store, self._heart, self._id)
         self._previews = Previews(spec.name, self._store, self._heart)
         self._watchdog = Watchdog(self.die)

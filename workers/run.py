@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdserve.jobs import ClaimedJob
+from sdserve.pace import Measured, Work
 from workers.energy import Window
 from workers.metering import Meter
 from workers.stopwatch import Section
@@ -51,6 +52,16 @@ class JobRun:
         if self.steps_done < total:
             return f"step {self.steps_done} of {total}"
         return "encoding the image"
+
+    @property
+    def measured(self) -> Measured:
+        """What it took, once it is done."""
+        return Measured(
+            work=Work.of(self.job.params),
+            denoise_seconds=self.seconds["denoise"],
+            picture_seconds=self.seconds["encode"] + self.seconds["decode"],
+            file_seconds=self.seconds["image_encode"],
+        )
 
     def add(self, part: str, section: Section, share: float = 1.0) -> None:
         """Bill this job for its share of a section of the engine's work."""

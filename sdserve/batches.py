@@ -180,18 +180,6 @@ class Part:
         return all(self.state(batch, line).status in _FINAL for line in self.lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchLimits:
-    """How much of batches the store takes. Room is counted in lines, in whole parts."""
-
-    lines: int = 100_000  # of one batch
-    upload_bytes: int = 64 * 2**20  # of one upload
-    client_room: int = (
-        100_000  # for a client's unfinished batches; a nameless one has no such bound
-    )
-    room: int = 300_000  # for all that are kept; the oldest finished ones make room for new ones
-
-
 _FINAL = frozenset((LineStatus.SUCCEEDED, LineStatus.FAILED, LineStatus.CANCELLED))
 
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from sdserve import keys
 from workers.task_queue import QueueName
-from workers.tasks import enqueue_retention
+from workers.tasks import enqueue_feed, enqueue_retention
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ CHORES: Mapping[QueueName, Sequence[Chore]] = {
     QueueName.SIDE_WORK: (
         Chore(name="retention", interval=timedelta(minutes=5), work=enqueue_retention),
     ),
+    QueueName.BATCHES: (Chore(name="feed", interval=timedelta(seconds=1), work=enqueue_feed),),
     QueueName.WEBHOOKS: (),
 }
 

@@ -31,10 +31,13 @@ class QueueName(StrEnum):
     """
 
     SIDE_WORK = "side-work"
+    BATCHES = "batches"  # apart: feeding follows the replicas, and side work may take minutes
     WEBHOOKS = "webhooks"  # apart: a slow receiver holds up nothing else
 
 
-ALLOWED = frozenset(f"workers.tasks.{name}" for name in ("hash_checkpoint", "preload", "retention"))
+ALLOWED = frozenset(
+    f"workers.tasks.{name}" for name in ("feed", "hash_checkpoint", "preload", "retention")
+)
 RESULT_TTL = 3600  # seconds
 FAILURE_TTL = 7 * 86400  # seconds
 

@@ -57,6 +57,12 @@ SEED ?= 1
 soak: setup ## everything under all faults at random: make soak MINUTES=30 SEED=1
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
+EXAMPLES ?= 200
+
+.PHONY: fuzz
+fuzz: setup ## look longer for answers that OpenAPI does not declare: make fuzz EXAMPLES=200
+	SD_SCHEMATHESIS_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/integration/test_openapi.py
+
 .PHONY: check
 check: setup ## lint, format, types, layers, shell scripts, Dockerfile
 	$(BIN)/ruff check

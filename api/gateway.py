@@ -10,9 +10,9 @@ from api.body_limit import BodyLimit
 from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
 from api.job_routes import JobRoutes
-from api.problems import install, problem_responses
+from api.openapi import Api
+from api.problems import install
 from api.schemas import GatewayHealth, ModelBody, ModelList, ProcessAlive
-from sdserve import __version__
 from sdserve.errors import AppNotFoundError
 
 
@@ -25,9 +25,8 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         async with edge.running():
             yield
 
-    app = FastAPI(
+    app = Api(
         title="sdserve",
-        version=__version__,
         summary="Jobs and models of all deployed Stable Diffusion checkpoints",
         lifespan=lifespan,
     )
@@ -42,7 +41,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
     app.include_router(JobRoutes(edge).router())
     app.include_router(batch_routes.BatchRoutes(edge).router())
 
-    @app.get("/v1/models", tags=["models"], responses=problem_responses(401, 500, 503))
+    @app.get("/v1/models", tags=["models"])
     async def models(_caller: KnownCaller) -> ModelList:
         """Every deployed app in the OpenAI list shape."""
         apps = await edge.store.apps()
@@ -50,7 +49,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         sha256s = await edge.store.sha256s([spec.checkpoint.file for spec in apps.values()])
         return ModelList(data=list(map(ModelBody.of, apps.values(), statuses, sha256s)))
 
-    @app.get("/v1/health", tags=["health"], responses=problem_responses(500, 503))
+    @app.get("/v1/health", tags=["health"])
     async def health() -> GatewayHealth:
         """200 when the job store answers."""
         return GatewayHealth(apps=len(await edge.store.apps()))

@@ -19,7 +19,16 @@ from api.edge import Edge, EdgeSettings
 from api.estimate import full_queue_retry_after, retry_after
 from api.hang_up import ClientGoneError
 from api.job_routes import JobRoutes
-from api.preferences import Preference, idempotency_key, preference, raw_format
+from api.openapi import (
+    IMAGES,
+    JOB_ID,
+    LOCATION,
+    PREFERENCE_APPLIED,
+    RETRY_AFTER,
+    SEED,
+    Api,
+)
+from api.preferences import MAX_KEY_LENGTH, Preference, idempotency_key, preference, raw_format
 from api.problems import HttpProblemError, install, problem, problem_responses
 from api.schemas import (
     GenerateRequest,
@@ -30,7 +39,6 @@ from api.schemas import (
     ModelList,
     ProcessAlive,
 )
-from sdserve import __version__
 from sdserve.apps import AppSpec, AppState, AppStatus
 from sdserve.errors import (
     AppBrokenError,
@@ -50,15 +58,38 @@ from sdserve.operations import Admission, Submit, Submitted, ViewApp
 CLIENT_GONE = 499  # nobody reads it; access logs know it by this number
 
 Prefer = Annotated[str | None, Header(description="respond-async, wait=N (RFC 7240)")]
-Accept = Annotated[str | None, Header(description="image/png, jpeg or webp: raw bytes on a 200")]
+# OpenAPI has the media types of the answers instead of this header (3.1.1, section 4.8.12.1).
+Accept = Annotated[str | None, Header(include_in_schema=False)]
 IdempotencyKey = Annotated[
-    str | None, Header(alias="Idempotency-Key", description="same key, same job (24 h)")
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="same key, same job (24 h)",
+        # Checked by us: a header that is wrong is a 400.
+        json_schema_extra={"minLength": 1, "maxLength": MAX_KEY_LENGTH, "pattern": r"\S"},
+    ),
 ]
 
+_ALWAYS = {"X-Job-Id": JOB_ID, "Preference-Applied": PREFERENCE_APPLIED}
+_LINKS: dict[str, Any] = {
+    name: {"operationId": f"jobs_{name}", "parameters": {"job_id": "$response.header.X-Job-Id"}}
+    for name in ("get", "cancel", "first_image", "image")
+}
+_LINKS["image"]["parameters"]["number"] = 0
 _GENERATE_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}},
-    202: {"model": JobResponse, "description": "cold or busy: poll the job"},
-    **problem_responses(400, 401, 406, 408, 409, 413, 422, 429, 500, 503),
+    200: {
+        "description": "the picture, or with `Accept` the bytes of the first one",
+        "content": IMAGES,
+        "headers": {**_ALWAYS, "X-Seed": SEED},
+        "links": _LINKS,
+    },
+    202: {
+        "model": JobResponse,
+        "description": "cold or busy: poll the job",
+        "headers": {**_ALWAYS, "Location": LOCATION, "Retry-After": RETRY_AFTER},
+        "links": _LINKS,
+    },
+    **problem_responses(400, 406, 409, 422, 429, 500, 503),
 }
 
 
@@ -71,11 +102,11 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
         async with edge.running(spec.name):
             yield
 
-    app = FastAPI(
+    app = Api(
         title=f"sdserve: {spec.checkpoint.name}",
-        version=__version__,
         summary=f"{spec.checkpoint.path.name} ({spec.checkpoint.kind}) as an endpoint",
         lifespan=lifespan,
+        defaults=spec.defaults,
     )
     install(app)
     app.state.callers = edge.callers
@@ -87,11 +118,10 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
         response_model=GenerateResponse,
         responses=_GENERATE_ANSWERS,
     )(front.generate)
-    away = problem_responses(500, 503)
-    app.get("/v1/health", tags=["health"], responses=away)(front.health)
-    app.get("/v1/health/ready", tags=["health"], responses=away)(front.ready)
+    app.get("/v1/health", tags=["health"])(front.health)
+    app.get("/v1/health/ready", tags=["health"])(front.ready)
     app.get("/v1/health/live", tags=["health"])(front.live)
-    app.get("/v1/models", tags=["models"], responses=problem_responses(401, 500, 503))(front.models)
+    app.get("/v1/models", tags=["models"])(front.models)
     app.include_router(JobRoutes(edge, spec.name).router())
     return app
 

@@ -8,14 +8,21 @@ from api.caller import Caller, KnownCaller
 from api.edge import Edge
 from api.estimate import retry_after
 from api.event_stream import MEDIA_TYPE, event_stream
+from api.openapi import ETAG, IMAGES, RETRY_AFTER, SEED, event
 from api.preferences import MAX_WAIT
 from api.problems import HttpProblemError, problem_responses
-from api.schemas import JobResponse
+from api.schemas import JobResponse, PreviewBody
 from sdserve.errors import JobNotFoundError
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Cancel
 
-JobId = Annotated[str, Path(description="the id of a 200 or 202 answer (UUIDv7)")]
+JobId = Annotated[
+    str,
+    Path(
+        description="the id of a 200 or 202 answer (UUIDv7)",
+        json_schema_extra={"format": "uuid"},
+    ),
+]
 LongPoll = Annotated[
     float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
 ]
@@ -23,26 +30,49 @@ Previews = Annotated[bool, Query(description="also small pictures of what is bei
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="of the last event that was received")
 ]
+VERSION = {"type": "string", "pattern": r"^\d+$"}
 ImageNumber = Annotated[int, Path(ge=0, le=7)]
 
+_JOB_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the job; `Retry-After` while it is not final",
+        "headers": {"Retry-After": RETRY_AFTER},
+    },
+    **problem_responses(404, 410),
+}
 _IMAGE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the image",
-        "content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}},
+        "content": IMAGES,
+        "headers": {"ETag": ETAG, "X-Seed": SEED | {"required": True}},
     },
-    **problem_responses(401, 404, 410, 422, 500, 503),
+    **problem_responses(404, 410),
 }
 _EVENTS_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "`event: job` with a JobResponse (without its images), its `id` the job's "
         "version; `event: preview` with a PreviewBody; the stream ends with the job",
-        "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {
+                    "oneOf": [
+                        event("job", {"$ref": "#/components/schemas/JobResponse"}, id=VERSION),
+                        event("preview", PreviewBody.model_json_schema()),
+                    ]
+                }
+            }
+        },
     },
-    **problem_responses(401, 404, 410, 422, 500, 503),
+    **problem_responses(404, 410),
 }
 _CANCEL_ANSWERS: dict[int | str, dict[str, Any]] = {
-    202: {"model": JobResponse, "description": "running: it stops within a step"},
-    **problem_responses(401, 404, 409, 410, 422, 500, 503),
+    200: {"description": "it was queued: it is cancelled"},
+    202: {
+        "model": JobResponse,
+        "description": "running: it stops within a step",
+        "headers": {"Retry-After": RETRY_AFTER},
+    },
+    **problem_responses(404, 409, 410),
 }
 
 
@@ -55,7 +85,7 @@ class JobRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-        router.get("/{job_id}", responses=problem_responses(401, 404, 410, 422, 500, 503))(self.job)
+        router.get("/{job_id}", name="get", responses=_JOB_ANSWERS)(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
         router.get("/{job_id}/events", response_class=Response, responses=_EVENTS_ANSWERS)(
             self.events

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from sdserve.errors import (
     AppBrokenError,
@@ -85,15 +86,11 @@ class HttpProblemError(Exception):
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI declaration of these error answers."""
-    return {
-        status: {
-            "model": Problem,
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status in statuses
-    }
+    """Declare that a route may answer these errors; api/openapi.py describes them.
+
+    Those of the layers around every route (401, 408, 413, 500, 503) it adds by itself.
+    """
+    return {status: {"model": Problem} for status in statuses}
 
 
 def problem(
@@ -152,9 +149,12 @@ def install(app: FastAPI) -> None:
             # FastAPI's answer to a body that its JSON parser fails on in an unforeseen way.
             errors = [FieldProblem(field="body", message="this is not JSON that can be read")]
             return problem(422, "invalid_request", errors[0].message, errors=errors)
+        headers = dict(error.headers) if error.headers else None
+        if error.status_code == 405:
+            # Starlette names the methods of one route; the path may have several.
+            headers = {"Allow": ", ".join(sorted(_methods(request)))}
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         detail = f"{request.method} {request.url.path}: {error.detail}. The routes are in /docs."
-        headers = dict(error.headers) if error.headers else None
         return problem(error.status_code, code, detail, headers=headers)
 
     @app.exception_handler(Exception)
@@ -162,6 +162,18 @@ def install(app: FastAPI) -> None:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         detail = "The server failed on this request; its log has the traceback."
         return problem(500, "internal_error", detail)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the routes of this path answer."""
+    routes: list[BaseRoute] = request.app.routes
+    return {
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
+        )
+    }
 
 
 def _headers(error: SdServeError) -> dict[str, str]:

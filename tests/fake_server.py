@@ -79,6 +79,7 @@ class FakeServer:
         self.polls = 0
         self.cut_streams = 0  # break so many event streams after their first event
         self.open_streams = 0
+        self.usage_asked: list[dict[str, str]] = []
         self.streams: list[str | None] = []  # the Last-Event-ID of each stream asked for
         self.keys_sent: list[str | None] = []  # the Authorization of each request
         self.most_in_flight = 0
@@ -136,6 +137,8 @@ class FakeServer:
 
         for method, path, answer in (
             ("POST", "/{name}/v1/generate", self._generate),
+            ("GET", "/v1/jobs", self._list_jobs),
+            ("GET", "/v1/usage", self._usage),
             ("GET", "/v1/jobs/{job_id}", self._get_job),
             ("GET", "/v1/jobs/{job_id}/events", self._events),
             ("GET", "/v1/jobs/{job_id}/image/{k}", self._image),
@@ -153,6 +156,22 @@ class FakeServer:
             return problem(410, "job_expired", f"Job {job_id} has expired.")
         await _end_of(job, wait)
         return JSONResponse(self._view(job))
+
+    async def _list_jobs(
+        self, limit: int, cursor: int = 0, app: str = APP, status: str | None = None
+    ) -> Response:
+        """Newest first; the cursor is the number of those that were told."""
+        found = [self._view(job) for job in reversed(self.jobs.values())]
+        found = [job for job in found if job["app"] == app and status in (None, job["status"])]
+        following = str(cursor + limit) if len(found) > cursor + limit else None
+        data = found[cursor : cursor + limit]
+        return JSONResponse({"object": "list", "data": data, "next_cursor": following})
+
+    async def _usage(self, request: Request) -> Response:
+        self.usage_asked.append(dict(request.query_params))
+        amounts = {"jobs_succeeded": 2, "images": 3, "gpu_seconds": 1.5, "of_the_future": 1}
+        row = {"key": None, "app": None, "day": "2026-11-24", **amounts}
+        return JSONResponse({"object": "list", "by": "day", "data": [row], "total": amounts})
 
     async def _events(self, job_id: str, request: Request, previews: bool = False) -> Response:
         if (job := self.jobs.get(job_id)) is None:

@@ -17,7 +17,16 @@ from sdserve.client.errors import (
     WaitTimeoutError,
 )
 from sdserve.client.sync_client import SdClient
-from sdserve.client.views import JobEvent, JobView, Picture, Preview, Progress
+from sdserve.client.views import (
+    JobEvent,
+    JobView,
+    Picture,
+    Preview,
+    Progress,
+    Usage,
+    UsageRow,
+    UsageView,
+)
 
 __all__ = [
     "DEFAULT_URL",
@@ -34,5 +43,8 @@ __all__ = [
     "SdClient",
     "ServerAwayError",
     "UnexpectedAnswerError",
+    "Usage",
+    "UsageRow",
+    "UsageView",
     "WaitTimeoutError",
 ]

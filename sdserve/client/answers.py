@@ -7,7 +7,7 @@ from httpx_sse import ServerSentEvent
 from pydantic import TypeAdapter, ValidationError
 
 from sdserve.client.errors import UnexpectedAnswerError
-from sdserve.client.views import JobView, Picture, Preview
+from sdserve.client.views import JobView, Picture, Preview, UsageView
 
 T = TypeVar("T")
 
@@ -34,6 +34,10 @@ def json_list(response: httpx.Response, name: str) -> list[dict[str, Any]]:
 
 def job_view(url: str, payload: object) -> JobView:
     return _checked(_JOB, url, payload)
+
+
+def usage_view(url: str, payload: object) -> UsageView:
+    return _checked(_USAGE, url, payload)
 
 
 def picture(response: httpx.Response) -> Picture:
@@ -84,3 +88,4 @@ def _checked(adapter: TypeAdapter[T], url: str, payload: object) -> T:
 
 
 _JOB: TypeAdapter[JobView] = TypeAdapter(JobView)
+_USAGE: TypeAdapter[UsageView] = TypeAdapter(UsageView)

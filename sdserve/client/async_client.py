@@ -1,18 +1,19 @@
-"""The asynchronous client: a thin driver of the programs in job_calls.py."""
+"""The asynchronous client: a thin driver of the programs in job_calls.py and account_calls.py."""
 
 import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
+from sdserve.client.account_calls import AccountCalls
 from sdserve.client.connection import Connection
 from sdserve.client.effects import (
     Effect,
@@ -28,7 +29,8 @@ from sdserve.client.effects import (
 )
 from sdserve.client.errors import DEFAULT_URL
 from sdserve.client.job_calls import LONGEST_HOLD, JobCalls
-from sdserve.client.views import JobEvent, JobView, Picture
+from sdserve.client.views import JobEvent, JobView, Picture, UsageView
+from sdserve.jobs import JobStatus
 
 T = TypeVar("T")
 
@@ -65,6 +67,7 @@ class AsyncSdClient:
             clock=time.monotonic,
         )
         self._jobs = JobCalls(self._connection)
+        self._account = AccountCalls(self._connection)
         self._sleep = sleep
         self._http = httpx.AsyncClient(
             base_url=self.url,
@@ -153,6 +156,23 @@ class AsyncSdClient:
     async def models(self) -> list[dict[str, Any]]:
         """As `SdClient.models`."""
         return await self._run(self._jobs.models())
+
+    def jobs(
+        self, *, app: str | None = None, status: JobStatus | None = None, page: int = 50
+    ) -> AsyncGenerator[JobView]:
+        """As `SdClient.jobs`."""
+        return self._iterate(self._account.jobs(app=app, status=status, page=page))
+
+    async def usage(
+        self,
+        *,
+        by: Literal["key", "app", "day"] = "day",
+        first: date | None = None,
+        last: date | None = None,
+        app: str | None = None,
+    ) -> UsageView:
+        """As `SdClient.usage`."""
+        return await self._run(self._account.usage(by=by, first=first, last=last, app=app))
 
     async def _run(self, program: Program[T]) -> T:
         async with contextlib.aclosing(_Driver(self._http, self._sleep)) as driver:

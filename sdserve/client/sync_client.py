@@ -1,16 +1,17 @@
-"""The synchronous client: a thin driver of the programs in job_calls.py."""
+"""The synchronous client: a thin driver of the programs in job_calls.py and account_calls.py."""
 
 import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
+from sdserve.client.account_calls import AccountCalls
 from sdserve.client.connection import Connection
 from sdserve.client.effects import (
     Effect,
@@ -26,7 +27,8 @@ from sdserve.client.effects import (
 )
 from sdserve.client.errors import DEFAULT_URL
 from sdserve.client.job_calls import LONGEST_HOLD, JobCalls
-from sdserve.client.views import JobEvent, JobView, Picture
+from sdserve.client.views import JobEvent, JobView, Picture, UsageView
+from sdserve.jobs import JobStatus
 
 T = TypeVar("T")
 
@@ -71,6 +73,7 @@ class SdClient:
             clock=time.monotonic,
         )
         self._jobs = JobCalls(self._connection)
+        self._account = AccountCalls(self._connection)
         self._sleep = sleep
         self._http = httpx.Client(
             base_url=self.url,
@@ -207,6 +210,36 @@ class SdClient:
     def models(self) -> list[dict[str, Any]]:
         """The deployed apps, as the OpenAI list's `data`."""
         return self._run(self._jobs.models())
+
+    def jobs(
+        self, *, app: str | None = None, status: JobStatus | None = None, page: int = 50
+    ) -> Iterator[JobView]:
+        """One's jobs, newest first, for as long as they are known; an admin's key sees all.
+
+        Args:
+            app: only jobs of this app.
+            status: only jobs of this status.
+            page: how many are asked for at a time, 1..100; the next ones when they are wanted.
+        """
+        return self._iterate(self._account.jobs(app=app, status=status, page=page))
+
+    def usage(
+        self,
+        *,
+        by: Literal["key", "app", "day"] = "day",
+        first: date | None = None,
+        last: date | None = None,
+        app: str | None = None,
+    ) -> UsageView:
+        """What ended jobs used: of this key, or with an admin's key of all.
+
+        Args:
+            by: what a row is the sum of.
+            first: day, UTC; 29 days before `last` when absent.
+            last: day, UTC; today when absent.
+            app: of this app only.
+        """
+        return self._run(self._account.usage(by=by, first=first, last=last, app=app))
 
     def _run(self, program: Program[T]) -> T:
         with contextlib.closing(_Driver(self._http, self._sleep)) as driver:

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Self
 
 from sdserve.jobs import JobFailure, JobStatus
@@ -88,6 +88,38 @@ class JobView:
         if self.created_at and self.finished_at:
             return (self.finished_at - self.created_at).total_seconds()
         return (self.compute_metrics or {}).get("query_duration_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What ended jobs used together."""
+
+    jobs_succeeded: int = 0
+    jobs_failed: int = 0
+    jobs_cancelled: int = 0
+    images: int = 0  # of succeeded jobs
+    steps: int = 0  # denoising steps taken, also by jobs that failed
+    gpu_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    energy_joules: float = 0.0  # of GPU boards; 0 where none tells
+    result_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageRow(Usage):
+    """The sum of one group: the field that it is grouped by is set."""
+
+    key: str | None = None  # id of an API key; "" = without one
+    app: str | None = None
+    day: date | None = None  # UTC
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageView:
+    """Usage by key, app or day: of the groups that have any, and its total."""
+
+    data: list[UsageRow]
+    total: Usage
 
 
 @dataclass(frozen=True, kw_only=True)

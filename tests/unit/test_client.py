@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from sdserve.client import (
     SdClient,
     ServerAwayError,
     UnexpectedAnswerError,
+    Usage,
     WaitTimeoutError,
 )
 from sdserve.jobs import JobStatus
@@ -216,6 +217,21 @@ def test_cancel_ends_a_job_and_a_second_cancel_says_so(
 
 def test_models_are_listed(client: SdClient) -> None:
     assert [model["id"] for model in client.models()] == [APP]
+
+
+def test_jobs_are_listed_page_by_page(server: FakeServer, client: SdClient) -> None:
+    ids = [client.submit(APP, {"prompt": str(k)}, prefer="respond-async").id for k in range(5)]
+    assert [job.id for job in client.jobs(app=APP, page=2)] == ids[::-1]
+    server.jobs[ids[0]].is_cancelled = True
+    assert [job.id for job in client.jobs(status=JobStatus.CANCELLED)] == ids[:1]
+
+
+def test_usage_is_read_as_numbers(server: FakeServer, client: SdClient) -> None:
+    usage = client.usage(by="day", first=date(2026, 11, 1), app=APP)
+    assert server.usage_asked == [{"by": "day", "from": "2026-11-01", "app": APP}]
+    assert usage.total == Usage(jobs_succeeded=2, images=3, gpu_seconds=1.5)
+    (row,) = usage.data
+    assert (row.day, row.key, row.images) == (date(2026, 11, 24), None, 3)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -21,6 +21,7 @@ from api.caller import Caller, KnownCaller
 from api.edge import Edge
 from api.hang_up import ClientGoneError
 from api.ingress import CLIENT_GONE, IdempotencyKey
+from api.openapi import BYTES, LOCATION
 from api.preferences import idempotency_key
 from api.problems import FieldProblem, HttpProblemError, problem_responses
 from sdserve.batch_operations import (
@@ -50,8 +51,12 @@ NDJSON = "application/x-ndjson"
 ROOM_RETRY = 60  # seconds
 MAX_PAGE = 100
 
-BatchId = Annotated[str, Path(description="the id of a 202 answer (UUIDv7)")]
+BatchId = Annotated[
+    str,
+    Path(description="the id of a 202 answer (UUIDv7)", json_schema_extra={"format": "uuid"}),
+]
 
+_LINE_LIST: dict[str, Any] = {"items": {"type": "object"}, "minItems": 1}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -65,15 +70,27 @@ _BODY: dict[str, Any] = {
                 }
                 for name in JSON_LINES
             },
-            "application/json": {"schema": BatchBody.model_json_schema()},
+            "application/json": {
+                "schema": {
+                    "anyOf": [BatchBody.model_json_schema(), {"type": "array", **_LINE_LIST}]
+                }
+            },
         },
     }
 }
-_UPLOAD_ANSWERS = problem_responses(400, 401, 408, 413, 415, 422, 429, 500, 503)
-_ANSWERS = problem_responses(401, 404, 422, 500, 503)
+_UPLOAD_ANSWERS: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "all lines are accepted",
+        "headers": {
+            "Location": LOCATION | {"description": "where the batch is", "example": f"{ROUTE}/01a2"}
+        },
+    },
+    **problem_responses(400, 415, 429),
+}
+_ANSWERS = problem_responses(404)
 _CANCEL_ANSWERS: dict[int | str, dict[str, Any]] = {
     202: {"model": BatchResponse, "description": "some jobs run: they stop within a step"},
-    **problem_responses(401, 404, 409, 422, 500, 503),
+    **problem_responses(404, 409),
 }
 
 
@@ -93,19 +110,19 @@ class BatchRoutes:
             responses=_UPLOAD_ANSWERS,
             openapi_extra=_BODY,
         )(self.upload)
-        router.get("", responses=problem_responses(401, 422, 500, 503))(self.batches)
-        router.get("/{batch_id}", responses=_ANSWERS)(self.batch)
+        router.get("")(self.batches)
+        router.get("/{batch_id}", name="get", responses=_ANSWERS)(self.batch)
         router.delete("/{batch_id}", responses=_CANCEL_ANSWERS)(self.cancel)
         router.get(
             "/{batch_id}/results",
             response_class=Response,
-            responses={200: {"content": {NDJSON: {}}, "description": "a line each"}, **_ANSWERS},
+            responses={200: {"content": {NDJSON: BYTES}, "description": "a line each"}, **_ANSWERS},
         )(self.results)
         router.get(
             "/{batch_id}/images.zip",
             response_class=Response,
             responses={
-                200: {"content": {"application/zip": {}}, "description": "pictures by line"},
+                200: {"content": {"application/zip": BYTES}, "description": "pictures by line"},
                 **_ANSWERS,
             },
         )(self.images)

@@ -254,7 +254,13 @@ class BatchRoutes:
 
     async def _upload_of(self, app: str | None, defaults: dict[str, Any]) -> Upload:
         specs = await self._edge.store.apps()
-        return Upload(app=app, defaults=defaults, specs=specs, limits=self._limits)
+        return Upload(
+            app=app,
+            defaults=defaults,
+            specs=specs,
+            limits=self._limits,
+            webhook=self._edge.webhook,
+        )
 
     def _limited(self, request: Request, most: int, setting: str) -> AsyncIterator[bytes]:
         silence = self._edge.settings.body_timeout

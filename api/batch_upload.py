@@ -6,7 +6,7 @@ The body is never held as a whole: what is kept of it is what is stored of it.
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -66,6 +66,7 @@ class Upload:
         defaults: Mapping[str, Any],
         specs: Mapping[str, AppSpec],
         limits: BatchLimits,
+        webhook: Callable[[str | None], str | None],
     ) -> None:
         """Be empty.
 
@@ -74,6 +75,7 @@ class Upload:
             defaults: request fields of lines that do not set their own.
             specs: what is deployed.
             limits: of one batch.
+            webhook: checks the field of that name.
 
         Raises:
             HttpProblemError: 422, the defaults have a field that no request has.
@@ -81,6 +83,7 @@ class Upload:
         self._app = app
         self._specs = specs
         self._limits = limits
+        self._webhook = webhook
         self._digest = hashlib.sha256(json.dumps([app, dict(defaults)], sort_keys=True).encode())
         self._faults = list[FieldProblem]()
         self._part = list[BatchLine]()
@@ -166,6 +169,7 @@ class Upload:
             return
         try:
             params = body.to_params(spec.defaults, ImageFormat.BASE64)
+            webhook = self._webhook(body.webhook)
         except InvalidParameterError as error:
             self._fault(error.field, error.message)
             return
@@ -174,6 +178,7 @@ class Upload:
             app=app,
             custom_id=body.custom_id,
             priority=body.priority,
+            webhook=webhook,
             params=params,
         )
         self.lines_of_app[app] = self.lines_of_app.get(app, 0) + 1

@@ -13,6 +13,7 @@ from api.job_routes import JobRoutes
 from api.openapi import Api
 from api.problems import install
 from api.schemas import GatewayHealth, ModelBody, ModelList, ProcessAlive
+from api.usage_routes import UsageRoutes
 from sdserve.errors import AppNotFoundError
 
 
@@ -40,6 +41,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
     )
     app.include_router(JobRoutes(edge).router())
     app.include_router(batch_routes.BatchRoutes(edge).router())
+    app.include_router(UsageRoutes(edge.store).router())
 
     @app.get("/v1/models", tags=["models"])
     async def models(_caller: KnownCaller) -> ModelList:

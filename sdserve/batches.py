@@ -58,6 +58,7 @@ class BatchLine:
     app: str
     custom_id: str | None = None  # the client's own name for it
     priority: int = 0
+    webhook: str | None = None  # URL that is told of its job's end
     params: GenerationParams
 
 

@@ -7,6 +7,7 @@ point: the next one looks and goes on.
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 from sdserve.apps import AppSpec
@@ -22,6 +23,7 @@ from sdserve.batches import (
 )
 from sdserve.errors import AppNotFoundError, BatchNotFoundError
 from sdserve.jobs import JobFailure
+from sdserve.key_operations import ViewKey
 from sdserve.limits import Limits
 from sdserve.operations import Admission, Cancel, Submit
 from sdserve.store import RedisJobStore
@@ -103,7 +105,7 @@ class Feeder:
             return
         share = max(1, spec.queue_limit // QUEUE_SHARE)
         room = max(1, share // takers) - batch.live_of(lines.app)
-        last = lines.last
+        last, limits = lines.last, self._limits_of(batch.client)
         for _ in range(min(room, lines.lines - lines.fed)):
             line = self._line_after(batch, lines.app, last)
             submitted = self._store.run(
@@ -115,8 +117,9 @@ class Feeder:
                     queue_limit=share,
                     digest="",  # of no request: its id alone makes it one job
                     client=batch.client,
-                    limits=self._limits,
+                    limits=limits,
                     priority=line.priority,
+                    webhook=line.webhook,
                     place=BatchPlace(batch=batch.id, line=line.number, previous=last),
                     line_ttl=self._line_ttl,
                 )
@@ -125,8 +128,14 @@ class Feeder:
                 reason = submitted.reason or "its checkpoint cannot be loaded"
                 self._close(batch, line.app, JobFailure(code="app_broken", message=reason))
             if submitted.admission not in (Admission.RUN_NOW, Admission.QUEUED):
-                return  # no room now; or another feeder was here
+                return  # no room or quota now; or another feeder was here
             last = line.number
+
+    def _limits_of(self, client: str) -> Limits:
+        """What this client may have now, by its API key while that lives."""
+        key = self._store.run(ViewKey(key_id=client)).key if client else None
+        quotas = key.quotas.over(self._limits.client) if key else self._limits.client
+        return replace(self._limits, client=quotas)
 
     def _line_after(self, batch: Batch, app: str, last: int) -> BatchLine:
         """The app's line after `last`; there is one."""

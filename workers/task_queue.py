@@ -36,7 +36,13 @@ class QueueName(StrEnum):
 
 
 ALLOWED = frozenset(
-    f"workers.tasks.{name}" for name in ("feed", "hash_checkpoint", "preload", "retention")
+    {
+        "workers.tasks.feed",
+        "workers.tasks.hash_checkpoint",
+        "workers.tasks.preload",
+        "workers.tasks.retention",
+        "workers.webhooks.deliver",
+    }
 )
 RESULT_TTL = 3600  # seconds
 FAILURE_TTL = 7 * 86400  # seconds

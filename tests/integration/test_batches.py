@@ -18,8 +18,8 @@ from redis import Redis
 
 from api.gateway import create_app
 from sdserve import keys
-from sdserve.batch_operations import CloseLines
-from sdserve.limits import BatchLimits, Limits
+from sdserve.batch_operations import CloseLines, ViewBatch
+from sdserve.limits import BatchLimits, Limits, Quotas
 from sdserve.operations import Claim
 from sdserve.store import RedisJobStore
 from tests.batch_world import Batches
@@ -128,6 +128,14 @@ def test_every_fault_is_named_by_its_line_and_nothing_is_accepted(uploads: Uploa
     assert uploads.redis.keys(keys.BATCH + "*") == []
 
 
+def test_a_webhook_that_cannot_be_told_is_a_fault_of_its_line(uploads: Uploads) -> None:
+    answer = uploads.post([*prompts(1), {"prompt": "a", "webhook": "https://example.com/hook"}])
+    assert answer.status_code == 422
+    assert [(fault["line"], fault["field"]) for fault in answer.json()["errors"]] == [
+        (2, "webhook")
+    ]
+
+
 def test_at_most_twenty_faults_are_named(uploads: Uploads) -> None:
     answer = uploads.post([{"prompt": ""}] * 50)
     assert (answer.status_code, len(answer.json()["errors"])) == (422, 20)
@@ -230,6 +238,17 @@ def test_a_full_queue_is_waited_for(uploads: Uploads) -> None:
     uploads.draw()
     feeder.round()
     assert uploads.get(batch_id)["counts"]["active"] == 2
+
+
+def test_a_spent_quota_is_waited_for(uploads: Uploads) -> None:
+    batch_id = Batches(uploads.store).make(5, client="ann")
+    limits = Limits(client=Quotas(jobs=2))
+    feeder = Feeder(uploads.store, limits=limits, job_ttl=JOB_TTL, line_ttl=JOB_TTL)
+    fed = list[int]()
+    while feeder.round():
+        fed.append(uploads.draw())
+    assert max(fed) == 2
+    assert uploads.store.run(ViewBatch(batch_id=batch_id)).succeeded == 5
 
 
 def test_lines_of_a_deleted_app_fail_and_others_go_on(uploads: Uploads) -> None:

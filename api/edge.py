@@ -4,23 +4,30 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from redis.exceptions import RedisError
 from starlette.types import Receive
 
-from api.caller import Callers
+from api.caller import Caller, Callers
 from api.hang_up import ClientGoneError, unless_gone
 from api.job_events import JobEvents
+from api.rate_limit import RateLimiter
 from api.viewers import Viewers
 from sdserve.apps import AppStatus
 from sdserve.async_store import AsyncJobStore, connect_async
-from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
+from sdserve.errors import (
+    InvalidParameterError,
+    JobExpiredError,
+    JobNotFoundError,
+    StoreUnavailableError,
+)
 from sdserve.generation import EncodedImage
 from sdserve.jobs import Job, JobStatus, is_job_id
 from sdserve.limits import Limits
 from sdserve.operations import Cancel, Reap, ViewApp, ViewJob
+from sdserve.webhook_targets import WebhookTargets
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +42,7 @@ class EdgeSettings:
     job_ttl: timedelta
     sync_wait: timedelta  # how long a synchronous request is held before it becomes a 202
     is_key_required: bool = False  # an API key; who shows an invalid one is always refused
+    webhooks: WebhookTargets | None = None  # None: they are off
     limits: Limits = field(default_factory=Limits)
     max_body_bytes: int = 2**20
     body_timeout: timedelta = timedelta(seconds=10)  # for all of a body to arrive
@@ -47,7 +55,12 @@ class Edge:
         self.settings = settings
         self._redis = connect_async(settings.redis_url)
         self.store = AsyncJobStore(self._redis)
-        self.callers = Callers(self.store, is_required=settings.is_key_required)
+        self.callers = Callers(
+            self.store,
+            RateLimiter(self.store, self._redis.connection_pool),
+            is_required=settings.is_key_required,
+            quotas=settings.limits.client,
+        )
         self.viewers = Viewers(self.store)
         self._events = JobEvents(settings.redis_url, self.job, self.viewers)
         self._stopped = False
@@ -73,6 +86,22 @@ class Edge:
             await asyncio.gather(*tasks, *self._chores, return_exceptions=True)
             await self._redis.aclose()
 
+    def webhook(self, url: str | None) -> str | None:
+        """The field `webhook` of a request, checked.
+
+        Raises:
+            InvalidParameterError: webhooks are off, or none goes there.
+        """
+        if url is None:
+            return None
+        if self.settings.webhooks is None:
+            message = (
+                "webhooks are off: leave it out and poll the job, or have the operator set "
+                "SD_WEBHOOK_SECRETS (docs/operations.md)"
+            )
+            raise InvalidParameterError("webhook", message)
+        return str(self.settings.webhooks.check(url))
+
     async def job(self, job_id: str) -> Job:
         """A job as it stands.
 
@@ -82,6 +111,19 @@ class Edge:
         if not is_job_id(job_id):
             raise JobNotFoundError(job_id)
         return await self.store.run(ViewJob(job_id=job_id))
+
+    async def job_of(self, caller: Caller, job_id: str) -> Job:
+        """As `job`; another's does not exist, also when it has expired."""
+        try:
+            return caller.see(await self.job(job_id))
+        except JobExpiredError:
+            if caller.is_admin or await self.store.has_had(caller.client, job_id):
+                raise
+            raise JobNotFoundError(job_id) from None
+
+    def limits_of(self, caller: Caller) -> Limits:
+        """What a submission of this caller must not exceed."""
+        return replace(self.settings.limits, client=caller.quotas)
 
     async def wait(self, job_id: str, seconds: float) -> Job:
         """The job once it is final, or as it stands after `seconds`."""

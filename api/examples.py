@@ -49,7 +49,19 @@ _QUEUED: dict[str, Any] = {
     "result": None,
     "error": None,
     "compute_metrics": None,
+    "usage": None,
     "links": {"self": f"/v1/jobs/{_JOB_ID}"},
+}
+_ONE: dict[str, Any] = {
+    "jobs_succeeded": 1,
+    "jobs_failed": 0,
+    "jobs_cancelled": 0,
+    "images": 1,
+    "steps": 30,
+    "gpu_seconds": 0.911,
+    "cpu_seconds": 0.304,
+    "energy_joules": 380.2,
+    "result_bytes": 1611204,
 }
 _SUCCEEDED: dict[str, Any] = _QUEUED | {
     "status": "succeeded",
@@ -62,6 +74,7 @@ _SUCCEEDED: dict[str, Any] = _QUEUED | {
     "finished_at": "2026-11-23T13:24:28.914000Z",
     "result": _RESULT,
     "compute_metrics": _METRICS,
+    "usage": _ONE,
     "links": {"self": f"/v1/jobs/{_JOB_ID}", "image": f"/v1/jobs/{_JOB_ID}/image"},
 }
 _MODEL: dict[str, Any] = {
@@ -87,6 +100,16 @@ _MODEL: dict[str, Any] = {
 SCHEMAS: dict[str, list[dict[str, Any]]] = {
     "GenerateResponse": [_RESULT],
     "JobResponse": [_QUEUED, _SUCCEEDED],
+    "UsageList": [
+        {
+            "object": "list",
+            "by": "app",
+            "from": "2026-11-01",
+            "to": "2026-11-30",
+            "data": [{"key": None, "app": "sd-sd-xl-base-1-0", "day": None, **_ONE}],
+            "total": _ONE,
+        }
+    ],
     "ModelList": [{"object": "list", "data": [_MODEL]}],
     "HealthResponse": [
         {
@@ -170,6 +193,16 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         429,
         "Too Many Requests",
         ("too_many_jobs", "You have 1000 unfinished jobs, the limit: retry in 30 s."),
+        ("too_many_queued_jobs", "You have 50 queued jobs, the limit: retry in 30 s."),
+        (
+            "images_spent",
+            "You have 500 of 500 images of this day (UTC) and ask for 1 more: retry in 30210 s.",
+        ),
+        (
+            "gpu_seconds_spent",
+            "You have used 3600 of 3600 GPU seconds of this day (UTC): retry in 30210 s.",
+        ),
+        ("rate_limited", "You have asked 600/minute, the limit: retry in 7 s."),
     ),
     "500": _problems(
         500,

@@ -12,6 +12,7 @@ from api.job_routes import JobRoutes
 from api.openapi import Api
 from api.problems import install
 from api.schemas import GatewayHealth, ModelBody, ModelList, ProcessAlive
+from api.usage_routes import UsageRoutes
 from sdserve.errors import AppNotFoundError
 
 
@@ -33,6 +34,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
     app.state.callers = edge.callers
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
     app.include_router(JobRoutes(edge).router())
+    app.include_router(UsageRoutes(edge.store).router())
 
     @app.get("/v1/models", tags=["models"])
     async def models(_caller: KnownCaller) -> ModelList:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.allowances import allowances, allowances_of, note_allowances, rate_headers
 from api.body_limit import BodyLimit
 from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
@@ -24,6 +25,7 @@ from api.openapi import (
     JOB_ID,
     LOCATION,
     PREFERENCE_APPLIED,
+    RATE_LIMIT,
     RETRY_AFTER,
     SEED,
     Api,
@@ -43,10 +45,14 @@ from sdserve.apps import AppSpec, AppState, AppStatus
 from sdserve.errors import (
     AppBrokenError,
     ClientFullError,
+    ClientQueueFullError,
+    GpuSpentError,
     IdempotencyConflictError,
+    ImagesSpentError,
     OutOfMemoryError,
     OverloadError,
     QueueFullError,
+    QuotaError,
     ServerFullError,
     StorageFullError,
     StoreUnavailableError,
@@ -70,7 +76,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-_ALWAYS = {"X-Job-Id": JOB_ID, "Preference-Applied": PREFERENCE_APPLIED}
+_ALWAYS = {"X-Job-Id": JOB_ID, "Preference-Applied": PREFERENCE_APPLIED, **RATE_LIMIT}
 _LINKS: dict[str, Any] = {
     name: {"operationId": f"jobs_{name}", "parameters": {"job_id": "$response.header.X-Job-Id"}}
     for name in ("get", "cancel", "first_image", "image")
@@ -148,6 +154,7 @@ class Ingress:
             message = f"Accept asks for {raw.media_type}, format for {body.format}: use one."
             raise HttpProblemError(406, "not_acceptable", message)
         submitted = await self._submit(
+            request,
             Submit(
                 job_id=new_job_id(),
                 app=self._spec.name,
@@ -156,10 +163,11 @@ class Ingress:
                 queue_limit=self._spec.queue_limit,
                 digest=_digest(body),
                 client=caller.client,
-                limits=self._edge.settings.limits,
+                limits=self._edge.limits_of(caller),
                 idempotency_key=idempotency_key(key),
                 priority=body.priority,
-            )
+                webhook=self._edge.webhook(body.webhook),
+            ),
         )
         hold = self._hold(wanted, submitted)
         # With a key he may come back for it; a 202 tells him the id.
@@ -177,6 +185,7 @@ class Ingress:
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
         response.headers["X-Job-Id"] = job.id
+        response.headers.update(rate_headers(allowances_of(request)))
         if wanted.applied:
             response.headers["Preference-Applied"] = wanted.applied
         return response
@@ -204,16 +213,25 @@ class Ingress:
     async def _status(self) -> AppStatus:
         return await self._edge.store.run(ViewApp(app=self._spec.name))
 
-    async def _submit(self, operation: Submit) -> Submitted:
+    async def _submit(self, request: Request, operation: Submit) -> Submitted:
         submitted = await self._edge.store.run(operation)
+        if submitted.standing:
+            note_allowances(request, allowances(operation.limits.client, submitted.standing))
         match submitted.admission:
             case Admission.CONFLICT:
                 raise IdempotencyConflictError(submitted.job_id)
             case Admission.BROKEN:
                 raise AppBrokenError(operation.app, submitted.reason or "")
-            case Admission.FULL | Admission.SERVER_FULL | Admission.CLIENT_FULL:
+            case (
+                Admission.FULL
+                | Admission.SERVER_FULL
+                | Admission.CLIENT_FULL
+                | Admission.CLIENT_QUEUE_FULL
+            ):
                 wait = full_queue_retry_after(await self._status())
                 raise _no_room(submitted, operation.app, wait)
+            case Admission.IMAGES_SPENT | Admission.GPU_SPENT:
+                raise _spent(submitted, operation)
             case Admission.STORAGE_FULL:
                 wait = math.ceil((submitted.room_after or timedelta(0)).total_seconds()) + 1
                 raise StorageFullError("The memory for results is used up", wait)
@@ -259,8 +277,22 @@ def _no_room(refused: Submitted, app: str, retry_after: int) -> OverloadError:
             return ServerFullError(f"The server is full ({count} unfinished jobs)", retry_after)
         case Admission.CLIENT_FULL:
             return ClientFullError(f"You have {count} unfinished jobs, the limit", retry_after)
+        case Admission.CLIENT_QUEUE_FULL:
+            return ClientQueueFullError(f"You have {count} queued jobs, the limit", retry_after)
         case _:
             return QueueFullError(f"The queue of '{app}' is full ({count} jobs wait)", retry_after)
+
+
+def _spent(refused: Submitted, operation: Submit) -> QuotaError:
+    """A quota of the day: there is more when the next one begins."""
+    left = refused.standing.day_left if refused.standing else timedelta(days=1)
+    wait, quotas = math.ceil(left.total_seconds()), operation.limits.client
+    if refused.admission is Admission.GPU_SPENT:
+        used = f"{refused.ahead / 1000:.0f} of {quotas.gpu_seconds_per_day} GPU seconds"
+        return GpuSpentError(f"You have used {used} of this day (UTC)", wait)
+    used = f"{refused.ahead} of {quotas.images_per_day} images"
+    more = operation.params.num_images
+    return ImagesSpentError(f"You have {used} of this day (UTC) and ask for {more} more", wait)
 
 
 def _digest(body: GenerateRequest) -> str:

@@ -11,8 +11,9 @@ from api.event_stream import MEDIA_TYPE, event_stream
 from api.openapi import ETAG, IMAGES, RETRY_AFTER, SEED, event
 from api.preferences import MAX_WAIT
 from api.problems import HttpProblemError, problem_responses
-from api.schemas import JobResponse, PreviewBody
+from api.schemas import JobList, JobResponse, PreviewBody
 from sdserve.errors import JobNotFoundError
+from sdserve.job_list import CURSOR, ListJobs, ListPlace
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Cancel
 
@@ -26,12 +27,18 @@ JobId = Annotated[
 LongPoll = Annotated[
     float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
 ]
+AppName = Annotated[str | None, Query(max_length=100, description="only jobs of this app")]
+Cursor = Annotated[
+    str | None, Query(pattern=CURSOR, description="`next_cursor` of the page before, whole")
+]
 Previews = Annotated[bool, Query(description="also small pictures of what is being drawn")]
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="of the last event that was received")
 ]
 VERSION = {"type": "string", "pattern": r"^\d+$"}
 ImageNumber = Annotated[int, Path(ge=0, le=7)]
+
+MAX_PAGE = 100  # jobs
 
 _JOB_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -85,6 +92,7 @@ class JobRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+        router.get("", name="list")(self.jobs)
         router.get("/{job_id}", name="get", responses=_JOB_ANSWERS)(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
         router.get("/{job_id}/events", response_class=Response, responses=_EVENTS_ANSWERS)(
@@ -95,6 +103,33 @@ class JobRoutes:
                 answer
             )
         return router
+
+    async def jobs(
+        self,
+        caller: KnownCaller,
+        app: AppName = None,
+        status: Annotated[JobStatus | None, Query(description="only jobs of this status")] = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="jobs of a page")] = 20,
+        cursor: Cursor = None,
+    ) -> JobList:
+        """Your jobs, newest first, for as long as they are known; an admin's list has all."""
+        if self._app is not None and app not in (None, self._app):
+            return JobList(data=[], next_cursor=None)
+        page = await self._edge.store.run(
+            ListJobs(
+                client=None if caller.is_admin else caller.client,
+                app=self._app or app,
+                status=status,
+                limit=limit,
+                after=None if cursor is None else ListPlace.read(cursor),
+            )
+        )
+        apps = sorted({job.app for job in page.jobs if not job.status.is_final})
+        statuses = dict(zip(apps, await self._edge.store.statuses(apps), strict=True))
+        return JobList(
+            data=[JobResponse.of(job, statuses.get(job.app), []) for job in page.jobs],
+            next_cursor=page.last.cursor if page.last else None,
+        )
 
     async def job(
         self, job_id: JobId, caller: KnownCaller, response: Response, wait: LongPoll = 0
@@ -144,7 +179,7 @@ class JobRoutes:
         return Response(picture.data, media_type=picture.media_type, headers=headers)
 
     async def _own(self, job_id: str, caller: Caller) -> Job:
-        job = caller.see(await self._edge.job(job_id))
+        job = await self._edge.job_of(caller, job_id)
         if self._app is not None and job.app != self._app:
             raise JobNotFoundError(job_id)
         return job

@@ -40,6 +40,18 @@ PREFERENCE_APPLIED = {
     "schema": {"type": "string"},
     "example": "wait=60",
 }
+RATE_LIMIT = {
+    "RateLimit-Policy": {
+        "description": "the quotas of this API key (draft-ietf-httpapi-ratelimit-headers)",
+        "schema": {"type": "string"},
+        "example": '"requests";q=600;w=60, "jobs";q=1000;qu="concurrent-requests"',
+    },
+    "RateLimit": {
+        "description": "what is left of them, and seconds until there is more",
+        "schema": {"type": "string"},
+        "example": '"requests";r=599;t=1, "jobs";r=998',
+    },
+}
 ETAG = {
     "description": "a result never changes: its name is its version",
     "required": True,
@@ -81,7 +93,7 @@ _CHALLENGE = {
 }
 _PROBLEM_HEADERS = {
     "401": {"WWW-Authenticate": _CHALLENGE},
-    "429": {"Retry-After": RETRY_AFTER},
+    "429": {"Retry-After": RETRY_AFTER, **RATE_LIMIT},
     "503": {"Retry-After": RETRY_AFTER},
 }
 _METHODS = ("get", "put", "post", "delete", "patch")
@@ -181,7 +193,7 @@ def _declare_layers(path: str, operation: Document) -> None:
     """The errors of what stands around a route: body limit, key check, validation, store."""
     statuses = {"500", "503"} if not path.endswith("/health/live") else set[str]()
     if operation.get("security"):
-        statuses |= {"401"}
+        statuses |= {"401", "429"}
     if operation.get("parameters"):
         statuses |= {"422"}
     if "requestBody" in operation:

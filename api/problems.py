@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
+from api.allowances import allowances_of, rate_headers
 from sdserve.errors import (
     AppBrokenError,
     AppNotFoundError,
-    ClientFullError,
     GenerationError,
     IdempotencyConflictError,
     InvalidParameterError,
@@ -22,6 +22,7 @@ from sdserve.errors import (
     JobNotFoundError,
     OutOfMemoryError,
     OverloadError,
+    QuotaError,
     SdServeError,
     StoreUnavailableError,
     UnauthorizedError,
@@ -37,7 +38,7 @@ MAX_ERRORS, MAX_NAME = 20, 100  # fields named in one answer, characters of a na
 _STATUS: list[tuple[type[SdServeError], int]] = [
     (InvalidParameterError, 422),
     (IdempotencyConflictError, 422),
-    (ClientFullError, 429),
+    (QuotaError, 429),
     (OverloadError, 503),
     (AppBrokenError, 503),
     (AppNotFoundError, 404),
@@ -110,15 +111,15 @@ def install(app: FastAPI) -> None:
     """Make every error of `app` a problem."""
 
     @app.exception_handler(SdServeError)
-    async def ours(_request: Request, error: SdServeError) -> JSONResponse:
+    async def ours(request: Request, error: SdServeError) -> JSONResponse:
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        errors, job_id = None, None
+        errors, job_id, headers = None, None, _headers(error, request)
         if isinstance(error, StoreUnavailableError):
             job_id = error.job_id
         if isinstance(error, InvalidParameterError):
             errors = [FieldProblem(field=error.field, message=error.message)]
         return problem(
-            status, error.code, str(error), errors=errors, job_id=job_id, headers=_headers(error)
+            status, error.code, str(error), errors=errors, job_id=job_id, headers=headers
         )
 
     @app.exception_handler(HttpProblemError)
@@ -168,10 +169,11 @@ def _methods(request: Request) -> set[str]:
     }
 
 
-def _headers(error: SdServeError) -> dict[str, str]:
+def _headers(error: SdServeError, request: Request) -> dict[str, str]:
     match error:
         case OverloadError():
-            return {"Retry-After": str(error.retry_after)}
+            left = rate_headers(allowances_of(request)) if isinstance(error, QuotaError) else {}
+            return {"Retry-After": str(error.retry_after), **left}
         case StoreUnavailableError():
             return {"Retry-After": str(STORE_RETRY_AFTER)}
         case UnauthorizedError():

@@ -8,11 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.codec import data_uri
 from api.estimate import eta_seconds, phase
+from api.usage_schemas import UsageAmounts
 from sdserve.apps import AppSpec, AppStatus, ReplicaPresence
 from sdserve.errors import InvalidParameterError
 from sdserve.families import MAX_STEPS, SCHEDULERS, GenerationDefaults
 from sdserve.generation import ComputeMetrics, EncodedImage, GenerationParams, ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus
+from sdserve.webhook_targets import MAX_URL
 
 MAX_SEED = 2**32 - 1
 
@@ -42,6 +44,11 @@ class GenerateRequest(BaseModel):
         default=None, description="how images are encoded; base64 (the default) is PNG"
     )
     priority: int = Field(default=0, ge=-10, le=10, description="higher runs sooner")
+    webhook: str | None = Field(
+        default=None,
+        max_length=MAX_URL,
+        description="https URL that is told of the job's end (Standard Webhooks)",
+    )
 
     def to_params(self, defaults: GenerationDefaults, fallback: ImageFormat) -> GenerationParams:
         """The request with nothing left open.
@@ -147,6 +154,7 @@ class JobResponse(BaseModel):
     result: GenerateResponse | None
     error: JobFailure | None
     compute_metrics: ComputeMetrics | None
+    usage: UsageAmounts | None = Field(description="the bill, once it has ended, however it did")
     links: dict[str, str]
 
     @classmethod
@@ -172,8 +180,19 @@ class JobResponse(BaseModel):
             result=result,
             error=job.error,
             compute_metrics=job.metrics,
+            usage=UsageAmounts.of(job.usage) if job.usage else None,
             links=links,
         )
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first, without the bytes of their pictures."""
+
+    object: Literal["list"] = "list"
+    data: list[JobResponse]
+    next_cursor: str | None = Field(
+        description="for the next page, which may be empty; null: there is none"
+    )
 
 
 class ModelBody(BaseModel):

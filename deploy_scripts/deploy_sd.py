@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from deploy_scripts import cluster
+from deploy_scripts.api_keys import warn_without_key
 from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployed, Deployer, Wishes
 from deploy_scripts.table import print_table
@@ -162,6 +163,7 @@ def _deploy(
         if preload:
             enqueue_preload(deployer.redis, spec.name, seconds=wishes.idle_timeout.total_seconds())
             print("  an RQ worker was asked to preload it (--status shows the replica)")
+    warn_without_key(deployer)
     return 0
 
 

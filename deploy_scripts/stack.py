@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy_scripts import cluster
+from deploy_scripts.api_keys import warn_without_key
 from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployer, Wishes
 from sdserve.checkpoints import list_checkpoints
@@ -72,6 +73,7 @@ def up(settings: Settings, *, demo: bool, worker: bool = True) -> Deployer:
             print(f"deploying {spec.name} ...", flush=True)
             if spec.name not in deployer.store.apps():
                 deployer.deploy(spec)
+    warn_without_key(deployer)
     print(f"up: http://{settings.http_host}:{settings.http_port} (state in {settings.state_dir})")
     return deployer
 

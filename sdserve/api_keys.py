@@ -9,9 +9,11 @@ import hmac
 import re
 import secrets
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+
+from sdserve.limits import Quotas
 
 SECRET_BYTES = 32  # 256 bits
 ID_LENGTH = 8
@@ -40,6 +42,7 @@ class ApiKey:
     old_digest: str | None = None  # of the secret before that
     old_until: datetime | None = None  # how long that one is still accepted
     revoked_at: datetime | None = None
+    quotas: Quotas = field(default_factory=Quotas)  # where it has its own
 
     def accepts(self, secret: str, now: datetime) -> bool:
         """Whether this secret proves the key at this moment."""

@@ -5,7 +5,7 @@ Thousands of requests share a few connections, and a Redis that is away is known
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from sdserve.checkpoints import ModelFile
 from sdserve.errors import SdServeError, StoreFullError, StoreUnavailableError
 from sdserve.operations import Operation, ViewApp, script_text
 from sdserve.store import apps_of, store_errors, texts
+from sdserve.usage import DayUsage, UsageFilter, read_day
 
 Reply = TypeVar("Reply")
 
@@ -34,6 +35,8 @@ IMAGES_LIMIT = 10.0  # seconds; tens of megabytes over a network
 # Beyond so many, more connections make nothing faster: Redis and this process have a thread each.
 CONNECTIONS = 16
 SLICES = 8  # of a time limit
+# Of usage, in one round trip: days whose fields are named, and days and fields that are searched.
+DAYS_READ, DAYS_SEARCHED, FIELDS_SEARCHED = 50, 8, 1000
 
 
 def connect_async(url: str, *, limit: float = IMAGES_LIMIT) -> "aioredis.Redis":
@@ -109,6 +112,62 @@ class AsyncJobStore:
         """The apps that have jobs which have not ended, deployed or not."""
         return apps_of(await self._ask(lambda: self._redis.hkeys(keys.LOAD)))
 
+    async def has_had(self, client: str, job_id: str) -> bool:
+        """Whether this job is, or was, a client's; for as long as an index remembers it."""
+        name = keys.MINE + client
+        score: float | None = await self._ask(lambda: self._redis.zscore(name, job_id))
+        return score is not None
+
+    async def ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The outcome of any other call on this Redis, with the same patience."""
+        return await self._ask(call)
+
+    async def usage(
+        self, days: Sequence[int], wanted: UsageFilter
+    ) -> AsyncGenerator[list[DayUsage]]:
+        """The rows of these days (since 1970), a few days at a time.
+
+        Named fields cost a look each; a search goes through a day's fields, a part in one go, so
+        that nothing else waits long for Redis.
+        """
+        names, step = wanted.fields, DAYS_READ if wanted.fields else DAYS_SEARCHED
+        for start in range(0, len(days), step):
+            part = days[start : start + step]
+            found = await (self._read(part, names) if names else self._search(part, wanted.pattern))
+            yield [row for day in part for row in read_day(day, found[day])]
+
+    async def _read(self, days: Sequence[int], names: list[str]) -> dict[int, dict[str, int]]:
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for day in days:
+                    pipe.hmget(f"{keys.USAGE}{day}", names)
+                return await pipe.execute()
+
+        replies: list[list[bytes | None]] = await self._ask(ask)
+        return {
+            day: {name: int(amount) for name, amount in zip(names, reply, strict=True) if amount}
+            for day, reply in zip(days, replies, strict=True)
+        }
+
+    async def _search(self, days: Sequence[int], pattern: str) -> dict[int, dict[str, int]]:
+        found: dict[int, dict[str, int]] = {day: {} for day in days}
+        cursors = dict.fromkeys(days, 0)
+
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for day, cursor in cursors.items():
+                    pipe.hscan(f"{keys.USAGE}{day}", cursor, match=pattern, count=FIELDS_SEARCHED)
+                return await pipe.execute()
+
+        while cursors:
+            replies: list[tuple[int, dict[bytes, bytes]]] = await self._ask(ask)
+            for day, (cursor, amounts) in zip(list(cursors), replies, strict=True):
+                # A field may come twice; it is the same one.
+                found[day].update({name.decode(): int(n) for name, n in amounts.items()})
+                cursors[day] = cursor
+            cursors = {day: cursor for day, cursor in cursors.items() if cursor}
+        return found
+
     async def sha256s(self, files: Sequence[ModelFile]) -> list[str | None]:
         """The SHA-256 of each file in hexadecimal, where it is known yet."""
         if not files:
@@ -118,6 +177,8 @@ class AsyncJobStore:
 
     async def statuses(self, apps: Sequence[str]) -> list[AppStatus]:
         """The state of several apps in one round trip."""
+        if not apps:
+            return []
         views = [ViewApp(app=app) for app in apps]
         text = script_text(ViewApp.script)
 

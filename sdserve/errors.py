@@ -16,9 +16,16 @@ SdServeError
 │   │   ├── ServerFullError
 │   │   ├── StorageFullError
 │   │   ├── BatchesFullError
-│   │   └── ClientFullError
+│   │   └── QuotaError             of this API key; others have some
+│   │       ├── ClientFullError
+│   │       ├── ClientQueueFullError
+│   │       ├── ImagesSpentError
+│   │       ├── GpuSpentError
+│   │       └── RateLimitError
 │   └── AppBrokenError
 ├── UnauthorizedError              no valid API key
+├── KeyNotFoundError               no API key has this id
+├── KeyRevokedError
 ├── JobNotFoundError
 ├── JobExpiredError
 ├── BatchNotFoundError
@@ -158,10 +165,38 @@ class BatchesFullError(OverloadError):
     code = "batches_full"
 
 
-class ClientFullError(OverloadError):
+class QuotaError(OverloadError):
+    """The client has what one client may have."""
+
+
+class ClientFullError(QuotaError):
     """The client has as many unfinished jobs as it may have."""
 
     code = "too_many_jobs"
+
+
+class ClientQueueFullError(QuotaError):
+    """The client has as many queued jobs as it may have."""
+
+    code = "too_many_queued_jobs"
+
+
+class ImagesSpentError(QuotaError):
+    """The client's images of this day are drawn, or asked for."""
+
+    code = "images_spent"
+
+
+class GpuSpentError(QuotaError):
+    """The client's GPU seconds of this day are spent."""
+
+    code = "gpu_seconds_spent"
+
+
+class RateLimitError(QuotaError):
+    """The client asks too often."""
+
+    code = "rate_limited"
 
 
 class AppBrokenError(RequestError):
@@ -193,6 +228,24 @@ class UnauthorizedError(SdServeError):
             "`bash deploy_scripts/api_keys.sh create NAME` has made."
         )
         self.is_token_given = is_token_given
+
+
+class KeyNotFoundError(SdServeError):
+    """No API key has this id."""
+
+    code = "key_not_found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"No API key has the id '{key_id}': `api_keys.sh list` shows all.")
+
+
+class KeyRevokedError(SdServeError):
+    """A revoked API key is not changed any more."""
+
+    code = "key_revoked"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"The API key '{key_id}' has been revoked: create another.")
 
 
 class JobNotFoundError(SdServeError):

@@ -1,13 +1,18 @@
 """The operations on API keys (api_keys.py), as those on jobs: one script each, typed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from pydantic import TypeAdapter
+
 from sdserve import keys
 from sdserve.api_keys import ApiKey, Role
-from sdserve.operations import Argument, Operation
+from sdserve.limits import Quotas
+from sdserve.operations import Argument, Operation, fields_of
+
+_QUOTAS = TypeAdapter(Quotas)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +24,7 @@ class CreateKey(Operation[bool]):
     name: str
     role: Role
     digest: str
+    quotas: Quotas = field(default_factory=Quotas)
 
     @property
     def keys(self) -> list[str]:
@@ -26,7 +32,8 @@ class CreateKey(Operation[bool]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return [self.key_id, self.name, self.role, self.digest]
+        quotas = _QUOTAS.dump_json(self.quotas, exclude_none=True).decode()
+        return [self.key_id, self.name, self.role, self.digest, quotas]
 
     def read(self, reply: Any) -> bool:
         return reply == 1
@@ -105,7 +112,7 @@ class ViewKey(Operation[KeyView]):
 
     def read(self, reply: Any) -> KeyView:
         now, flat = reply
-        fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+        fields = fields_of(flat)
         key = None
         if fields:
             key = ApiKey(
@@ -118,6 +125,7 @@ class ViewKey(Operation[KeyView]):
                 old_digest=fields.get("old_digest"),
                 old_until=_time(fields["old_until"]) if "old_until" in fields else None,
                 revoked_at=_time(fields["revoked"]) if "revoked" in fields else None,
+                quotas=_QUOTAS.validate_json(fields.get("quotas", "{}")),
             )
         return KeyView(key=key, now=_time(now))
 

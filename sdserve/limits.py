@@ -1,7 +1,57 @@
 """How much the store takes: bounds that hold for all apps together. Pure."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from typing import Self
+
+_RATE = re.compile(r"(\d{1,9})/(second|minute|hour|day)")
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """So many requests in so many seconds, at any time."""
+
+    requests: int
+    seconds: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `600/minute`.
+
+        Raises:
+            ValueError: it is not of this form.
+        """
+        match = _RATE.fullmatch(text)
+        if match is None or int(match[1]) == 0:
+            raise ValueError(f"'{text}' is not a rate: write it as 600/minute (second, hour, day)")
+        return cls(requests=int(match[1]), seconds=_SECONDS[match[2]])
+
+    def __str__(self) -> str:
+        (unit,) = [name for name, seconds in _SECONDS.items() if seconds == self.seconds]
+        return f"{self.requests}/{unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quotas:
+    """What one API key may have. None: no bound; of a key's own quotas: the server's."""
+
+    jobs: int | None = None  # accepted and not ended
+    queued: int | None = None  # those of them that no replica has taken
+    images_per_day: int | None = None  # drawn on this day (UTC) and asked for by unfinished jobs
+    gpu_seconds_per_day: int | None = None  # of jobs that ended on this day
+    rate: Rate | None = None
+
+    def over(self, server: "Quotas") -> "Quotas":
+        """These, and the server's where there is none."""
+        own = {name: getattr(self, name) for name in asdict(self)}
+        return Quotas(
+            **{
+                name: getattr(server, name) if value is None else value
+                for name, value in own.items()
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +73,5 @@ class Limits:
     """What one submission must not exceed, besides the length of its app's queue."""
 
     jobs: int = 10_000  # accepted and not ended, of all apps
-    client_jobs: int = 1_000  # the same of one client; a nameless client has no bound of its own
+    client: Quotas = Quotas(jobs=1_000)  # of one client; a nameless one has no bounds of its own
     results: ResultBudget = field(default_factory=ResultBudget)

@@ -63,9 +63,23 @@ class Admission(StrEnum):
     FULL = "full"  # refused: the app's queue is at its bound
     SERVER_FULL = "server_full"  # refused: all queues together are
     CLIENT_FULL = "client_full"  # refused: this client has too many unfinished jobs
+    CLIENT_QUEUE_FULL = "client_queue_full"  # refused: too many of them are queued
+    IMAGES_SPENT = "images_spent"  # refused: this client's images of the day are
+    GPU_SPENT = "gpu_spent"  # refused: its GPU seconds of the day are
     STORAGE_FULL = "storage_full"  # refused: no room for results
     BROKEN = "broken"  # refused: the app cannot load its checkpoint
     CLOSED = "closed"  # refused: its batch hands over no more lines of this app
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a client with a name has of its quotas at one moment, this submission included."""
+
+    jobs: int  # unfinished
+    queued: int
+    images: int  # drawn today and asked for by unfinished jobs
+    gpu_ms: int  # today
+    day_left: timedelta  # until the day ends (UTC, by the store's clock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,7 @@ class Submitted:
     ahead: int = 0  # jobs before this one; of a refusal: how many there are
     reason: str | None = None  # of BROKEN
     room_after: timedelta | None = None  # of STORAGE_FULL
+    standing: Standing | None = None  # of a client with a name, unless it is known from before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,19 +126,21 @@ class Submit(Operation[Submitted]):
         return [
             keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app,
             idempotency, keys.INDEX, f"{keys.INDEX}:{app}", keys.WAKE + app, keys.APP + app,
-            keys.LOAD, keys.RESULTS, keys.CLOCK + app, keys.SHARES + app,
+            keys.LOAD, keys.RESULTS, keys.CLOCK + app, keys.SHARES + app, keys.MINE + self.client,
         ]  # fmt: skip
 
     @property
     def arguments(self) -> list[Argument]:
+        quotas = self.limits.client
         place = self.place or BatchPlace(batch="", line=0, previous=0)
         return [
             self.job_id, self.app, self.model, self.params.to_json(), self.digest,
             int(self.idempotency_ttl.total_seconds()), self.priority, self.max_attempts,
             self.client, self.params.total_steps, self.queue_limit, self.limits.jobs,
-            self.limits.client_jobs, *_budget(self.limits.results), keys.CHANNEL + self.app,
+            _bound(quotas.jobs), *_budget(self.limits.results), keys.CHANNEL + self.app,
             self.webhook or "", place.batch, place.line, place.previous,
-            int(self.line_ttl.total_seconds()),
+            int(self.line_ttl.total_seconds()), self.params.num_images, _bound(quotas.queued),
+            _bound(quotas.images_per_day), _bound(quotas.gpu_seconds_per_day),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -134,7 +151,15 @@ class Submit(Operation[Submitted]):
         if admission is Admission.STORAGE_FULL:
             room_after = timedelta(milliseconds=number)
             return Submitted(admission=admission, job_id=job_id, room_after=room_after)
-        return Submitted(admission=admission, job_id=job_id, ahead=number)
+        standing = None
+        if len(reply) > 3:
+            *counts, day_left = reply[3]
+            jobs, queued, images, gpu_ms = map(int, counts)
+            standing = Standing(
+                jobs=jobs, queued=queued, images=images, gpu_ms=gpu_ms,
+                day_left=timedelta(milliseconds=day_left),
+            )  # fmt: skip
+        return Submitted(admission=admission, job_id=job_id, ahead=number, standing=standing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +175,9 @@ class Claim(Operation[list[ClaimedJob]]):
     @property
     def keys(self) -> list[str]:
         app = self.app
-        return [keys.QUEUE + app, keys.LEASE + app, keys.CLOCK + app, keys.SHARES + app]
+        return [
+            keys.QUEUE + app, keys.LEASE + app, keys.CLOCK + app, keys.SHARES + app, keys.LOAD,
+        ]  # fmt: skip
 
     @property
     def arguments(self) -> list[Argument]:
@@ -454,9 +481,12 @@ class ViewJob(Operation[Job]):
             raise JobNotFoundError(self.job_id)
         if reply[0] == b"expired":
             raise JobExpiredError(self.job_id)
-        flat: list[bytes] = reply[1]
-        fields = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
-        return job_of(fields, position=reply[2])
+        return job_of(fields_of(reply[1]), position=reply[2])
+
+
+def fields_of(flat: Sequence[bytes]) -> dict[str, str]:
+    """A hash as Lua gives it: names and values in turn."""
+    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
 
 
 def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
@@ -609,6 +639,10 @@ def app_state(
     if slots == 0:
         return AppState.LOADING
     return AppState.BUSY if work >= slots else AppState.READY
+
+
+def _bound(bound: int | None) -> Argument:
+    return "" if bound is None else bound
 
 
 def _budget(budget: ResultBudget) -> list[Argument]:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 from platformdirs import user_state_path
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sdserve.errors import SdServeError
-from sdserve.limits import Limits, ResultBudget
+from sdserve.limits import Limits, Quotas, Rate, ResultBudget
 from sdserve.loopback import is_loopback
+from sdserve.secret import Secret
+from sdserve.webhook_signature import parse_secrets
+from sdserve.webhook_targets import WebhookTargets
 
 
 class SettingsError(SdServeError):
@@ -25,6 +28,23 @@ def _seconds(value: object) -> object:
 
 
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+
+
+def _rate(value: object) -> object:
+    return Rate.parse(value) if isinstance(value, str) else value
+
+
+RequestRate = Annotated[Rate, BeforeValidator(_rate)]
+
+
+def _secrets(text: str) -> Secret:
+    parse_secrets(text)
+    return Secret(text)
+
+
+def _targets(text: str) -> str:
+    WebhookTargets.parse(text)
+    return text
 
 
 class Auth(StrEnum):
@@ -81,6 +101,28 @@ class Settings(BaseSettings):
     )
     max_jobs: int = Field(default=10_000, ge=1, validation_alias="SD_MAX_JOBS")
     max_jobs_per_key: int = Field(default=1_000, ge=1, validation_alias="SD_MAX_JOBS_PER_KEY")
+    max_queued_per_key: int | None = Field(
+        default=None, ge=1, validation_alias="SD_MAX_QUEUED_PER_KEY"
+    )
+    max_images_per_day: int | None = Field(
+        default=None, ge=1, validation_alias="SD_MAX_IMAGES_PER_DAY"
+    )
+    max_gpu_seconds_per_day: int | None = Field(
+        default=None, ge=1, validation_alias="SD_MAX_GPU_SECONDS_PER_DAY"
+    )
+    rate_limit: RequestRate | None = Field(default=None, validation_alias="SD_RATE_LIMIT")
+
+    webhook_secrets: Annotated[str, AfterValidator(_secrets)] = Field(
+        default=Secret(), validation_alias="SD_WEBHOOK_SECRETS"
+    )
+    webhook_allow: Annotated[str, AfterValidator(_targets)] = Field(
+        default="", validation_alias="SD_WEBHOOK_ALLOW"
+    )
+
+    @property
+    def webhook_targets(self) -> WebhookTargets | None:
+        """Where webhooks may go; None: there are none, for nothing could sign them."""
+        return WebhookTargets.parse(self.webhook_allow) if self.webhook_secrets else None
 
     @property
     def is_key_required(self) -> bool:
@@ -93,7 +135,13 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         return Limits(
             jobs=self.max_jobs,
-            client_jobs=self.max_jobs_per_key,
+            client=Quotas(
+                jobs=self.max_jobs_per_key,
+                queued=self.max_queued_per_key,
+                images_per_day=self.max_images_per_day,
+                gpu_seconds_per_day=self.max_gpu_seconds_per_day,
+                rate=self.rate_limit,
+            ),
             results=ResultBudget(
                 bytes=self.redis_memory_bytes, ttl=self.result_ttl, keep=self.result_min_ttl
             ),

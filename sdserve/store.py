@@ -215,7 +215,11 @@ class RedisJobStore:
                     job_id for job_id, alive in zip(old, pipe.execute(), strict=True) if not alive
                 ]
             if gone:
-                indexes = [keys.INDEX, *(f"{keys.INDEX}:{app}" for app in self.apps())]
+                indexes = [
+                    keys.INDEX,
+                    *(f"{keys.INDEX}:{app}" for app in self.apps()),
+                    *(keys.MINE + client for client in ("", *self.key_ids())),
+                ]
                 with self._redis.pipeline(transaction=False) as pipe:
                     for index in indexes:
                         pipe.zrem(index, *gone)

@@ -1,15 +1,18 @@
 """What jobs used, in integers, so that sums over jobs and days are exact. Pure."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 
 from sdserve.generation import ComputeMetrics
 
 DAY_MS = 86_400_000
+KEPT_DAYS = 400  # after the last change (common.lua)
 ALL_APPS = ""  # in the place of an app: the total of a client
+_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Usage:
     result_bytes: int = 0  # of encoded images that were stored
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in METRICS})
 
     def nonzero(self) -> dict[str, int]:
         """The amounts by metric, without those that are 0."""
@@ -69,9 +72,47 @@ class DayUsage:
     usage: Usage
 
 
+@dataclass(frozen=True, kw_only=True)
+class UsageFilter:
+    """Which rows of a day are asked for: by client and app, or of each client in all."""
+
+    client: str | None = None  # None: of every client
+    app: str | None = None  # None: of every app
+    by_app: bool = False  # without `app`: a row for each app, else the clients' totals
+
+    @property
+    def fields(self) -> list[str] | None:
+        """The fields of a day's hash that hold the answer; None: only a search finds them."""
+        if self.client is None or (self.app is None and self.by_app):
+            return None
+        app = ALL_APPS if self.app is None else self.app
+        return [field_name(self.client, app, metric) for metric in METRICS]
+
+    @property
+    def pattern(self) -> str:
+        """A glob of Redis for the names of those fields."""
+        client = "*" if self.client is None else _literally(self.client)
+        every = "?*" if self.by_app else ALL_APPS
+        return field_name(client, every if self.app is None else _literally(self.app), "*")
+
+
+def _literally(text: str) -> str:
+    return re.sub(r"([\\*?\[\]^])", r"\\\1", text)
+
+
+def number_of(day: date) -> int:
+    """Days from 1970-01-01 to `day`."""
+    return (day - _EPOCH).days
+
+
+def date_of(number: int) -> date:
+    """The reverse of `number_of`."""
+    return _EPOCH + timedelta(days=number)
+
+
 def day_of(time: datetime) -> int:
     """Days from 1970-01-01 to the day of `time` in UTC."""
-    return (time.astimezone(UTC) - datetime.fromtimestamp(0, UTC)) // timedelta(days=1)
+    return number_of(time.astimezone(UTC).date())
 
 
 def field_name(client: str, app: str, metric: str) -> str:

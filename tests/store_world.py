@@ -11,6 +11,7 @@ from sdserve import keys
 from sdserve.apps import AppState, ReplicaPresence
 from sdserve.jobs import ClaimedJob, Job, JobStatus, Preview
 from sdserve.operations import (
+    Admission,
     Beat,
     Cancel,
     Claim,
@@ -60,6 +61,10 @@ class World:
 
     def view(self, job_id: str) -> Job:
         return self.store.run(ViewJob(job_id=job_id))
+
+    def can_submit(self, **changes: Any) -> bool:
+        """Whether a submission is accepted; it is."""
+        return self.submit(**changes).admission in (Admission.RUN_NOW, Admission.QUEUED)
 
     def claim(self, lease: timedelta = LEASE, app: str = APP) -> ClaimedJob:
         (job,) = self.store.run(Claim(app=app, replica="r1", count=1, lease=lease))

@@ -10,8 +10,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from sdserve import keys
+from sdserve.errors import StoreUnavailableError
 from workers.task_queue import QueueName
 from workers.tasks import enqueue_retention
+from workers.webhooks import SWEEP_INTERVAL, sweep
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ CHORES: Mapping[QueueName, Sequence[Chore]] = {
     QueueName.SIDE_WORK: (
         Chore(name="retention", interval=timedelta(minutes=5), work=enqueue_retention),
     ),
-    QueueName.WEBHOOKS: (),
+    QueueName.WEBHOOKS: (Chore(name="webhooks", interval=SWEEP_INTERVAL, work=sweep),),
 }
 
 
@@ -55,7 +57,7 @@ class Clock(threading.Thread):
         while not self._stopped.wait(sleep):
             try:
                 sleep = do_due(self._redis, self._chores)
-            except RedisError as error:
+            except (RedisError, StoreUnavailableError) as error:
                 log.warning("no chores now: %s", error)
                 sleep = REDIS_RETRY
 
@@ -68,7 +70,7 @@ def do_due(redis: Redis, chores: Sequence[Chore]) -> float:
         if redis.set(turn, "1", nx=True, px=chore.interval):
             try:
                 chore.work(redis)
-            except RedisError:
+            except (RedisError, StoreUnavailableError):
                 raise
             except Exception:  # the others have their turn, and this one its next
                 log.exception("%s failed", chore.name)

@@ -34,7 +34,14 @@ class QueueName(StrEnum):
     WEBHOOKS = "webhooks"  # apart: a slow receiver holds up nothing else
 
 
-ALLOWED = frozenset(f"workers.tasks.{name}" for name in ("hash_checkpoint", "preload", "retention"))
+ALLOWED = frozenset(
+    {
+        "workers.tasks.hash_checkpoint",
+        "workers.tasks.preload",
+        "workers.tasks.retention",
+        "workers.webhooks.deliver",
+    }
+)
 RESULT_TTL = 3600  # seconds
 FAILURE_TTL = 7 * 86400  # seconds
 

@@ -1,9 +1,9 @@
 #!lua
 -- Lease up to n queued jobs to a replica. The attempt number is the fence of this claim.
 -- Not allow-oom: with a full store the picture could not be kept, so no GPU time is spent.
--- KEYS queue lease clock shares
+-- KEYS queue lease clock shares load
 -- ARGV job_prefix replica n lease_ms channel
-local queue, lease, clock, shares = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local queue, lease, clock, shares, load = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now = server_ms()
 local claimed = {}
 while #claimed < tonumber(ARGV[3]) do
@@ -23,7 +23,8 @@ while #claimed < tonumber(ARGV[3]) do
       'phase', 'starting')
     redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)
     tell(job, id, ARGV[5])
-    local facts = redis.call('HMGET', job, 'request', 'created')
+    local facts = redis.call('HMGET', job, 'request', 'created', 'client')
+    count(load, 'queued:' .. facts[3], -1)
     claimed[#claimed + 1] = {id, attempt, facts[1], now - facts[2]}
   end
 end

@@ -19,11 +19,16 @@ local function tell_app(channel)
   redis.call('PUBLISH', channel, '')
 end
 
--- `load` counts the jobs that have not ended: all, of an app, of a client.
-local function count_job(load, app, client, change)
+local function count(load, field, change)
+  if redis.call('HINCRBY', load, field, change) <= 0 then redis.call('HDEL', load, field) end
+end
+
+-- `load` counts the jobs that have not ended: all, of an app, of a client; and a client's images.
+local function count_job(load, app, client, change, images)
   for _, field in ipairs({'all', 'app:' .. app, 'client:' .. client}) do
-    if redis.call('HINCRBY', load, field, change) <= 0 then redis.call('HDEL', load, field) end
+    count(load, field, change)
   end
+  count(load, 'images:' .. client, change * images)
 end
 
 -- The receiver of a webhook (scheme, host and port) as part of a key: hashed, for it is a client's text.
@@ -90,7 +95,8 @@ end
 
 -- error: {code, message} or nil.
 local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
-  local facts = redis.call('HMGET', job, 'app', 'client', 'webhook', 'batch', 'ttl')
+  local facts = redis.call('HMGET', job, 'app', 'client', 'webhook', 'batch', 'ttl', 'status',
+    'images')
   redis.call('HSET', job, 'status', status, 'ended', now)
   if error then
     local meta = cjson.encode({error = {code = error[1], message = error[2]}})
@@ -98,7 +104,9 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   end
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('HINCRBY', app, status, 1)
-  count_job(load, facts[1], facts[2], -1)
+  if facts[6] == 'queued' then count(load, 'queued:' .. facts[2], -1) end
+  -- A job of before there was a count has no images.
+  count_job(load, facts[1], facts[2], -1, facts[7] or 0)
   bill(job, facts[1], facts[2], status, now)
   redis.call('DEL', PREVIEW .. id)
   tell(job, id, channel, 'ended')
@@ -110,7 +118,7 @@ end
 -- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no
 -- jobs any more. Answers the status it has then.
 local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
-  local held = redis.call('HMGET', job, 'score', 'cancel')
+  local held = redis.call('HMGET', job, 'score', 'cancel', 'client')
   local broken = redis.call('HMGET', app, 'broken_code', 'broken')
   local status = held[2] and 'cancelled' or broken[2] and 'failed' or 'queued'
   if status ~= 'queued' then
@@ -121,6 +129,7 @@ local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
   redis.call('HSET', job, 'status', 'queued', 'step', 0)
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('ZADD', queue, held[1], id)
+  count(load, 'queued:' .. held[3], 1)
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
   redis.call('DEL', PREVIEW .. id)

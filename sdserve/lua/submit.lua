@@ -3,13 +3,18 @@
 -- "run now" are one step, so no check can race with another client.
 -- Not allow-oom: a full store must refuse new work.
 -- KEYS job queue lease replicas idempotency index app_index wake app load results clock shares
+--      mine
 -- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
 --      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms channel
---      webhook('' for none) batch('' for none) line previous_line job_ttl_s
+--      webhook('' for none) batch('' for none) line previous_line job_ttl_s images
+--      client_queue_limit day_images day_gpu_s
+-- A limit of a client is '' where it has none.
+-- Answers: word, id, number; of a client with a name also what it has of its quotas.
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local index, app_index, wake, app, load = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local results, clock, shares = KEYS[11], KEYS[12], KEYS[13]
+local results, clock, shares, mine = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local id, digest, priority, client = ARGV[1], ARGV[5], ARGV[7], ARGV[9]
+local images = tonumber(ARGV[23])
 
 if idem ~= '' then
   local known = redis.call('HMGET', idem, 'id', 'digest')
@@ -31,12 +36,28 @@ local broken = redis.call('HGET', app, 'broken')
 if broken then return {'broken', broken, 0} end
 local waiting = redis.call('ZCARD', queue)
 if waiting >= tonumber(ARGV[11]) then return {'full', id, waiting} end
-local counts = redis.call('HMGET', load, 'all', 'client:' .. client)
-if tonumber(counts[1] or 0) >= tonumber(ARGV[12]) then return {'server_full', id, counts[1]} end
-if client ~= '' and tonumber(counts[2] or 0) >= tonumber(ARGV[13]) then
-  return {'client_full', id, counts[2]}
-end
+local all = tonumber(redis.call('HGET', load, 'all') or 0)
+if all >= tonumber(ARGV[12]) then return {'server_full', id, all} end
 local now = server_ms()
+
+local has, day, left
+if client ~= '' then
+  local function over(bound, amount) return bound ~= '' and amount > tonumber(bound) end
+  local counts = redis.call('HMGET', load, 'client:' .. client, 'queued:' .. client,
+    'images:' .. client)
+  day = math.floor(now / 86400000)
+  left = (day + 1) * 86400000 - now
+  local spent = redis.call('HMGET', USAGE .. day, client .. '||images', client .. '||gpu_ms')
+  local jobs, queued = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
+  local drawn, gpu_ms = tonumber(spent[1] or 0) + tonumber(counts[3] or 0), tonumber(spent[2] or 0)
+  has = {jobs, queued, drawn, gpu_ms, left}
+  if over(ARGV[13], jobs + 1) then return {'client_full', id, jobs, has} end
+  if over(ARGV[24], queued + 1) then return {'client_queue_full', id, queued, has} end
+  if over(ARGV[25], drawn + images) then return {'images_spent', id, drawn, has} end
+  -- Spent when it is reached: what a job will take is known only when it has ended.
+  if ARGV[26] ~= '' and gpu_ms >= ARGV[26] * 1000 then return {'gpu_spent', id, gpu_ms, has} end
+  has = {jobs + 1, queued + 1, drawn + images, gpu_ms, left}
+end
 local budget, ttl, keep = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 if make_room(results, load, now, ttl, keep, budget) > budget then
   local oldest = redis.call('ZRANGE', results, 0, 0, 'WITHSCORES')
@@ -62,12 +83,14 @@ redis.call('HSET', shares, share, start + ARGV[10])
 local score = -tonumber(priority) * 1e12 + start
 redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
   'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
-  'score', score, 'share', share, 'cost', ARGV[10])
+  'score', score, 'share', share, 'cost', ARGV[10], 'images', images)
 if ARGV[18] ~= '' then redis.call('HSET', job, 'webhook', ARGV[18]) end
 redis.call('ZADD', queue, score, id)
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', app_index, now, id)
-count_job(load, ARGV[2], client, 1)
+redis.call('ZADD', mine, now, id)
+count_job(load, ARGV[2], client, 1, images)
+count(load, 'queued:' .. client, 1)
 if batch then
   redis.call('HSET', job, 'batch', ARGV[19], 'line', ARGV[20], 'ttl', ARGV[22])
   redis.call('HSET', batch, 'last:' .. ARGV[2], ARGV[20])
@@ -86,4 +109,4 @@ end
 local ahead = redis.call('ZRANK', queue, id)
 tell(job, id, ARGV[17])
 if ahead < waiting then tell_app(ARGV[17]) end
-return {busy < slots and 'run_now' or 'queued', id, ahead}
+return {busy < slots and 'run_now' or 'queued', id, ahead, has}

@@ -28,7 +28,12 @@ class InMemoryKeys:
 
     def _create(self, op: CreateKey, now: float) -> bool:
         key = ApiKey(
-            id=op.key_id, name=op.name, role=op.role, digest=op.digest, created_at=_time(now)
+            id=op.key_id,
+            name=op.name,
+            role=op.role,
+            digest=op.digest,
+            quotas=op.quotas,
+            created_at=_time(now),
         )
         return self._keys.setdefault(op.key_id, key).digest == op.digest
 

@@ -18,6 +18,7 @@ from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
 from sdserve.batch_operations import ReadPart
 from sdserve.batches import Part
 from sdserve.errors import JobExpiredError, JobNotFoundError
+from sdserve.job_list import JobPage, ListJobs
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import ResultBudget
 from sdserve.operations import (
@@ -36,6 +37,7 @@ from sdserve.operations import (
     Reaped,
     Release,
     ShowPreview,
+    Standing,
     Submit,
     Submitted,
     ViewApp,
@@ -47,6 +49,7 @@ from sdserve.operations import (
 )
 from sdserve.testing.memory_batches import InMemoryBatches
 from sdserve.testing.memory_keys import InMemoryKeys
+from sdserve.testing.memory_list import IndexEntry, list_jobs
 from sdserve.testing.memory_outbox import MemoryOutbox
 from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
@@ -119,7 +122,7 @@ class InMemoryJobStore:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._jobs: dict[str, _Record] = {}
-        self._index: dict[str, float] = {}  # job id -> created
+        self._index: dict[str, IndexEntry] = {}  # by job id
         self._apps: defaultdict[str, _App] = defaultdict(_App)
         self._specs: dict[str, AppSpec] = {}
         self._keys: dict[tuple[str, str, str], tuple[str, str, float]] = {}
@@ -143,6 +146,7 @@ class InMemoryJobStore:
             "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            "list_jobs": self._list_jobs,
             "put_part": self._batches.put_part,
             "create_batch": self._batches.create,
             "close_lines": self._batches.close_lines,
@@ -178,8 +182,9 @@ class InMemoryJobStore:
             submit=op, created=now, score=score, max_attempts=op.max_attempts
         )
         app.queue[op.job_id] = score
-        self._index[op.job_id] = now
+        self._index[op.job_id] = IndexEntry(created=now, client=op.client, app=op.app)
         self._count(op, 1)
+        self._count_one("queued:" + op.client, 1)
         if op.place is not None:
             self._batches.hand_over(op.place, op.app, op.job_id)
         if op.idempotency_key is not None:
@@ -188,7 +193,8 @@ class InMemoryJobStore:
         self._work.notify_all()
         admission = Admission.RUN_NOW if busy < slots else Admission.QUEUED
         ahead = app.in_order().index(op.job_id)
-        return Submitted(admission=admission, job_id=op.job_id, ahead=ahead)
+        standing = self._standing(op.client, now) if op.client else None
+        return Submitted(admission=admission, job_id=op.job_id, ahead=ahead, standing=standing)
 
     def _known(self, op: Submit, now: float) -> Submitted | None:
         """The answer to what was asked before, or comes too late."""
@@ -217,9 +223,10 @@ class InMemoryJobStore:
             return answer(Admission.FULL, ahead=len(app.queue))
         if self._load["all"] >= op.limits.jobs:
             return answer(Admission.SERVER_FULL, ahead=self._load["all"])
-        mine = self._load["client:" + op.client]
-        if op.client and mine >= op.limits.client_jobs:
-            return answer(Admission.CLIENT_FULL, ahead=mine)
+        if op.client:
+            has = self._standing(op.client, now)
+            if over := _over_quota(op, has):
+                return answer(over[0], ahead=over[1], standing=has)
         if self._make_room(op.limits.results, now) > op.limits.results.bytes:
             oldest = min(stored for _, stored in self._results.values())
             left = oldest + op.limits.results.keep.total_seconds() - now
@@ -238,6 +245,7 @@ class InMemoryJobStore:
             record.attempt += 1
             record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
             record.step, record.phase = 0, "starting"
+            self._count_one("queued:" + record.submit.client, -1)
             record.version += 1
             app.leases[job_id] = now + op.lease.total_seconds()
             claimed.append(
@@ -417,6 +425,13 @@ class InMemoryJobStore:
             usage=record.usage,
         )
 
+    def _list_jobs(self, op: ListJobs, now: float) -> JobPage:
+        def view(job_id: str) -> Job | None:
+            alive = self._alive(job_id, now)
+            return self._view_job(ViewJob(job_id=job_id), now) if alive else None
+
+        return list_jobs(op, self._index, view)
+
     def _read_part(self, op: ReadPart, now: float) -> Part:
         places = {
             job_id: (record.submit.place.line, record.status)
@@ -463,11 +478,26 @@ class InMemoryJobStore:
             return None
         return record
 
+    def _standing(self, client: str, now: float) -> Standing:
+        day = int(now * 1000) // DAY_MS
+        today = self._usage[day]
+        return Standing(
+            jobs=self._load["client:" + client],
+            queued=self._load["queued:" + client],
+            images=today[field_name(client, ALL_APPS, "images")] + self._load["images:" + client],
+            gpu_ms=today[field_name(client, ALL_APPS, "gpu_ms")],
+            day_left=timedelta(milliseconds=(day + 1) * DAY_MS - int(now * 1000)),
+        )
+
+    def _count_one(self, name: str, change: int) -> None:
+        self._load[name] += change
+        if self._load[name] <= 0:
+            del self._load[name]
+
     def _count(self, op: Submit, change: int) -> None:
         for name in ("all", "app:" + op.app, "client:" + op.client):
-            self._load[name] += change
-            if self._load[name] <= 0:
-                del self._load[name]
+            self._count_one(name, change)
+        self._count_one("images:" + op.client, change * op.params.num_images)
 
     def _end(
         self,
@@ -477,6 +507,8 @@ class InMemoryJobStore:
         ttl: timedelta,
         used: Usage = NOTHING,
     ) -> None:
+        if record.status is JobStatus.QUEUED:
+            self._count_one("queued:" + record.submit.client, -1)
         record.status, record.ended = status, now
         record.owner = record.phase = record.preview = None
         record.version += 1
@@ -507,6 +539,7 @@ class InMemoryJobStore:
             record.owner = record.phase = record.preview = None
             record.version += 1
             app.queue[record.submit.job_id] = record.score
+            self._count_one("queued:" + record.submit.client, 1)
             self._work.notify_all()
         return record.status
 
@@ -632,7 +665,9 @@ class InMemoryJobStore:
         with self._lock:
             now = self._clock()
             until = now - older_than.total_seconds()
-            old = [job_id for job_id, created in self._index.items() if created <= until][:limit]
+            old = [job_id for job_id, entry in self._index.items() if entry.created <= until][
+                :limit
+            ]
             gone = [job_id for job_id in old if self._alive(job_id, now) is None]
             for job_id in gone:
                 del self._index[job_id]
@@ -673,6 +708,8 @@ def _fields(record: _Record) -> dict[str, str]:
         fields["started"] = str(record.started * 1000)
     if record.is_cancelled:
         fields["cancel"] = "1"
+    if submit.place is not None:
+        fields["batch"], fields["line"] = submit.place.batch, str(submit.place.line)
     if record.usage is not None:
         used = record.usage.nonzero().items()
         fields["usage"] = json.dumps(
@@ -683,6 +720,21 @@ def _fields(record: _Record) -> dict[str, str]:
 
 def _holds(record: _Record, fence: int) -> bool:
     return record.status is JobStatus.RUNNING and record.attempt == fence
+
+
+def _over_quota(op: Submit, has: Standing) -> tuple[Admission, int] | None:
+    """The refusal of this submission and the amount that is the reason; None: it is within."""
+    quotas, images = op.limits.client, has.images + op.params.num_images
+    if quotas.jobs is not None and has.jobs + 1 > quotas.jobs:
+        return Admission.CLIENT_FULL, has.jobs
+    if quotas.queued is not None and has.queued + 1 > quotas.queued:
+        return Admission.CLIENT_QUEUE_FULL, has.queued
+    if quotas.images_per_day is not None and images > quotas.images_per_day:
+        return Admission.IMAGES_SPENT, has.images
+    seconds = quotas.gpu_seconds_per_day
+    if seconds is not None and has.gpu_ms >= seconds * 1000:
+        return Admission.GPU_SPENT, has.gpu_ms
+    return None
 
 
 def _worker_lost(attempts: int) -> str:

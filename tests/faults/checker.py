@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sdserve.usage import DAY_MS
-from tests.faults.history import Asked, CancelAsked, Seen, Struck
+from tests.faults.history import Asked, CancelAsked, Pried, Seen, Struck
 from tests.faults.snapshot import Snapshot
 
 FINAL = ("succeeded", "failed", "cancelled")
@@ -29,7 +29,7 @@ class Violation:
 class Facts:
     """A whole run."""
 
-    events: Sequence[Asked | Seen | CancelAsked | Struck]
+    events: Sequence[Asked | Seen | CancelAsked | Pried | Struck]
     snapshot: Snapshot
 
     @cached_property
@@ -56,6 +56,10 @@ class Facts:
     @cached_property
     def cancels(self) -> list[CancelAsked]:
         return [event for event in self.events if isinstance(event, CancelAsked)]
+
+    @cached_property
+    def pried(self) -> list[Pried]:
+        return [event for event in self.events if isinstance(event, Pried)]
 
     @cached_property
     def faults(self) -> list[Struck]:
@@ -141,11 +145,11 @@ def changed(facts: Facts) -> Iterator[Violation]:
 
 def keys_(facts: Facts) -> Iterator[Violation]:
     """G3: the same key is the same job, and never another request's."""
-    first = dict[tuple[str, str], Asked]()
+    first = dict[tuple[str, str | None, str], Asked]()
     for asked in facts.asked:
         if asked.key is None or asked.job_id is None:
             continue
-        known = first.setdefault((asked.app, asked.key), asked)
+        known = first.setdefault((asked.app, asked.client, asked.key), asked)
         if known.job_id != asked.job_id:
             message = f"key {asked.key}: {known.job_id} and {asked.job_id}"
             yield Violation(rule="G3 two jobs", message=message)
@@ -225,13 +229,25 @@ def bills(facts: Facts) -> Iterator[Violation]:
 
 
 def owners(facts: Facts) -> Iterator[Violation]:
-    """G9: nobody sees another client's job."""
+    """G9: nobody sees another client's job, gets at it, or has it become his own."""
     for job_id, looks in facts.looks.items():
+        job = facts.snapshot.jobs.get(job_id)
         asked = facts.accepted.get(job_id)
+        owner = job.client if job else asked.client if asked else None
         for look in looks:
-            if asked and look.client != asked.client:
-                message = f"{look.client} saw {job_id} of {asked.client}"
+            if owner is not None and look.client not in (None, owner):
+                message = f"{look.client} saw {job_id} of {owner}"
                 yield Violation(rule="G9 seen by another", message=message)
+    for job_id, asked in facts.accepted.items():
+        job = facts.snapshot.jobs.get(job_id)
+        if job and asked.client is not None and job.client != asked.client:
+            message = f"{job_id} of {asked.client} is {job.client}'s"
+            yield Violation(rule="G9 another's job", message=message)
+    for tried in facts.pried:
+        # Not even that it exists: no 409, no 410. A server that is away says nothing of it.
+        if tried.status is not None and tried.status != 404 and tried.status < 500:
+            message = f"{tried.client}: {tried.what} at {tried.job_id} got {tried.status}"
+            yield Violation(rule="G9 got at", message=message)
 
 
 def leftovers(facts: Facts) -> Iterator[Violation]:
@@ -241,6 +257,8 @@ def leftovers(facts: Facts) -> Iterator[Violation]:
         for app, ids in sets.items():
             if ids:
                 yield Violation(rule=f"leftover in {name}", message=f"{app}: {ids}")
+    for name, count in snapshot.load.items():
+        yield Violation(rule="leftover in counts", message=f"{name}: {count}")
     results = {key for job in snapshot.jobs.values() for key in job.results}
     for key in sorted(results - set(snapshot.blobs)):
         yield Violation(rule="G2 result missing", message=key)

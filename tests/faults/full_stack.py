@@ -9,6 +9,7 @@ from subprocess import CompletedProcess
 from types import TracebackType
 from typing import Self
 
+from sdserve.api_keys import Role
 from sdserve.apps import AppStatus
 from sdserve.store import RedisJobStore
 from tests.acceptance.conftest import DEMO_MODELS, Stack
@@ -20,6 +21,7 @@ from tests.faults.processes import Processes
 from tests.faults.redis_process import RedisProcess
 from tests.faults.snapshot import take_snapshot
 from tests.faults.tcp_proxy import CALM, TcpProxy
+from tests.keys import create_key
 
 # The first two stay; the third is deployed, broken, mended and deleted by strikes.
 APPS = ("sd-first", "sd-second", "sd-fickle")
@@ -39,19 +41,33 @@ class FullStack:
         self.random = Random(seed)
         self.redis = RedisProcess(folder / "redis", fsync="always")
         self.redis.start()
+        with self.redis.client() as redis:
+            store = RedisJobStore(redis)
+            # Two clients are one to the product and meet on idempotency keys, the third is another.
+            tokens = [create_key(store, name) for name in ("ann", "bob")]
+            admin = create_key(store, "watcher", Role.ADMIN)
         self.proxy = TcpProxy(self.redis.port)
         self.product = Stack(folder)
         self.product.environment |= {
             "REDIS_URL": self.proxy.url,
+            "SD_AUTH": "on",
             "SD_LEASE": f"{LEASE:g}",
             "SD_RESULT_TTL": "86400",
         }
         self.processes = Processes(Path(self.product.environment["SD_STATE_DIR"]))
         self.clients = [
-            HttpClient(f"{seed}-{n}", APPS, self.product.url, self.history, keys=keys)
+            HttpClient(
+                f"{seed}-{n}", APPS, self.product.url, self.history, keys=keys,
+                token=tokens[n % 3 // 2],
+            )
             for n in range(clients)
-        ]
-        self._watcher = HttpClient(f"{seed}-watcher", APPS, self.product.url, self.history, keys=1)
+        ]  # fmt: skip
+        for client in self.clients:
+            client.rivals = tuple(self.clients)
+        self._watcher = HttpClient(
+            f"{seed}-watcher", APPS, self.product.url, self.history, keys=1, token=admin,
+            is_admin=True,
+        )  # fmt: skip
         self._next_key = 4 * keys + 1
 
     def __enter__(self) -> Self:

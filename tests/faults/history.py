@@ -26,7 +26,7 @@ class Asked:
     problem: str | None = None  # `type` of a problem of ours
     job_id: str | None = None
     may_fail: tuple[str, ...] = ()  # error codes that this job asks for (a poison job, say)
-    client: str | None = None  # API key; None while the product has none
+    client: str | None = None  # API key
     event: Literal["asked"] = "asked"
 
 
@@ -41,7 +41,7 @@ class Seen:
     attempt: int
     error: str | None = None  # code
     images: tuple[str, ...] | None = None  # digests of the bytes; None: not looked at
-    client: str | None = None
+    client: str | None = None  # API key that looked; None: who may see all
     event: Literal["seen"] = "seen"
 
 
@@ -57,6 +57,19 @@ class CancelAsked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pried:
+    """A try to get at the job of another client, and its answer."""
+
+    began: float
+    at: float
+    job_id: str
+    client: str  # API key that tried
+    what: Literal["look", "image", "cancel"]
+    status: int | None  # HTTP's
+    event: Literal["pried"] = "pried"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Struck:
     """A fault."""
 
@@ -69,8 +82,8 @@ class Struck:
     event: Literal["struck"] = "struck"
 
 
-Event = Annotated[Asked | Seen | CancelAsked | Struck, Field(discriminator="event")]
-_EVENT: TypeAdapter[Asked | Seen | CancelAsked | Struck] = TypeAdapter(Event)
+Event = Annotated[Asked | Seen | CancelAsked | Pried | Struck, Field(discriminator="event")]
+_EVENT: TypeAdapter[Asked | Seen | CancelAsked | Pried | Struck] = TypeAdapter(Event)
 
 
 class History:
@@ -81,7 +94,7 @@ class History:
         self._lock = threading.Lock()
         self._file = path.open("ab")
 
-    def add(self, event: Asked | Seen | CancelAsked | Struck) -> None:
+    def add(self, event: Asked | Seen | CancelAsked | Pried | Struck) -> None:
         line = _EVENT.dump_json(event, exclude_defaults=True)
         # The tag is a default too.
         line = line.replace(b"{", b'{"event":"%s",' % event.event.encode(), 1)
@@ -92,11 +105,11 @@ class History:
     def close(self) -> None:
         self._file.close()
 
-    def events(self) -> list[Asked | Seen | CancelAsked | Struck]:
+    def events(self) -> list[Asked | Seen | CancelAsked | Pried | Struck]:
         return read_history(self.path)
 
 
-def read_history(path: Path) -> list[Asked | Seen | CancelAsked | Struck]:
+def read_history(path: Path) -> list[Asked | Seen | CancelAsked | Pried | Struck]:
     return [_EVENT.validate_json(line) for line in path.read_bytes().splitlines()]
 
 

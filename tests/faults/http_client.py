@@ -5,12 +5,15 @@ import json
 import threading
 import time
 from base64 import b64decode
+from contextlib import suppress
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
-from tests.faults.history import Asked, CancelAsked, History, Seen, digests
+from sdserve.api_keys import Token
+from tests.faults.history import Asked, CancelAsked, History, Pried, Seen, digests
+from tests.keys import bearer
 
 PATIENCE = 30.0  # seconds for one answer; a held request is answered within 10
 PAUSE = 0.15  # seconds between two actions
@@ -18,6 +21,10 @@ RETRY = 0.5  # seconds
 OPEN = 3  # jobs that one client waits for at most: queues stay short, so faults hit what runs
 FINAL = ("succeeded", "failed", "cancelled", "missing", "expired")
 LONG = 100  # steps: a second or two
+PRYING: tuple[tuple[Literal["look", "image", "cancel"], str, str], ...] = (
+    ("look", "GET", ""), ("look", "GET", "?wait=1"), ("image", "GET", "/image"),
+    ("cancel", "DELETE", ""),
+)  # fmt: skip
 PROMPTS = ("a red circle on a blue background", "a green square on a white background")
 
 
@@ -25,15 +32,29 @@ class HttpClient(threading.Thread):
     """One client, whose doings its seed decides."""
 
     def __init__(
-        self, seed: str, apps: tuple[str, ...], url: str, history: History, *, keys: int
+        self,
+        seed: str,
+        apps: tuple[str, ...],
+        url: str,
+        history: History,
+        *,
+        keys: int,
+        token: Token,
+        is_admin: bool = False,
     ) -> None:
         """Args:
         keys: how many idempotency keys there are; clients meet on them when they are few.
+        token: API key; clients with the same one are the same to the product.
         """
         super().__init__(name=f"client {seed}", daemon=True)
         self._random = Random(seed)
         self._apps = apps
-        self._http = httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False)
+        self.key_id = token.key_id
+        self._eyes = None if is_admin else token.key_id  # whose jobs it may see
+        self._http = httpx.Client(
+            base_url=url, timeout=PATIENCE, trust_env=False, headers=bearer(token)
+        )
+        self.rivals: tuple[HttpClient, ...] = ()  # whose jobs it tries to get at
         self._history = history
         self._keys = keys
         self._stopped = threading.Event()
@@ -53,6 +74,10 @@ class HttpClient(threading.Thread):
                 self.look(self._random.choice(sorted(self._open)), wait=2)
             elif chance < 0.55 or not self.known:
                 self._submit_something()
+            elif chance < 0.6:
+                self.pry()
+            elif chance < 0.65:
+                self.list_jobs()
             elif chance < 0.9:
                 job_id = self._random.choice(list(self.known))
                 self.look(job_id, wait=self._random.choice((0, 0, 3)))
@@ -121,7 +146,7 @@ class HttpClient(threading.Thread):
                 job_id = answer.get("id") or answer.get("job_id")
         asked = Asked(
             began=began, at=time.time(), app=app, body=digest, key=headers["Idempotency-Key"],
-            status=status, problem=problem, job_id=job_id,
+            status=status, problem=problem, job_id=job_id, client=self.key_id,
         )  # fmt: skip
         self._history.add(asked)
         return asked, answer
@@ -160,8 +185,42 @@ class HttpClient(threading.Thread):
                 attempt=job.get("attempt", 0),
                 error=error["code"] if error else None,
                 images=_digests(result) if result else None,
+                client=self._eyes,
             )
         )
+
+    def pry(self) -> None:
+        """Try to get at a job of somebody else."""
+        others = [
+            job_id
+            for rival in self.rivals
+            for job_id in list(rival.known)
+            if rival.key_id != self.key_id
+        ]
+        if not others:
+            return
+        job_id = self._random.choice(others)
+        what, method, path = self._random.choice(PRYING)
+        began, status = time.time(), None
+        with suppress(httpx.HTTPError):  # no answer
+            status = self._http.request(method, f"/v1/jobs/{job_id}{path}").status_code
+        self._history.add(
+            Pried(
+                began=began, at=time.time(), job_id=job_id, client=self.key_id, what=what,
+                status=status,
+            )
+        )  # fmt: skip
+
+    def list_jobs(self) -> None:
+        """See every job of a page as it is listed."""
+        began = time.time()
+        try:
+            response = self._http.get("/v1/jobs", params={"limit": 50})
+        except httpx.HTTPError:
+            return
+        if response.status_code == 200:
+            for job in _json(response).get("data", []):
+                self._note(job["id"], began, {**job, "result": None})
 
     def cancel(self, job_id: str) -> None:
         began, status = time.time(), None

@@ -10,6 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from sdserve.errors import StoreFullError, StoreUnavailableError
+from sdserve.job_list import ListJobs
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import Admission, Cancel, ViewJob
 from sdserve.store import RedisJobStore, connect
@@ -29,10 +30,14 @@ _STATUS = {
 class LightClient(threading.Thread):
     """One client, whose doings its seed decides."""
 
-    def __init__(self, seed: str, apps: tuple[str, ...], url: str, history: History) -> None:
+    def __init__(
+        self, seed: str, apps: tuple[str, ...], url: str, history: History, key_id: str = "ann"
+    ) -> None:
+        """Be the client with this API key, or one of several that share it."""
         super().__init__(name=f"client {seed}", daemon=True)
         self._random = Random(seed)
         self._apps = apps
+        self._key_id = key_id
         self._redis = connect(url)
         self._store = RedisJobStore(self._redis)
         self._history = history
@@ -47,6 +52,8 @@ class LightClient(threading.Thread):
             chance = self._random.random()
             if chance < 0.6 or not self.known:
                 self._submit_something()
+            elif chance < 0.65:
+                self.list_jobs()
             elif chance < 0.9:
                 self.look(self._random.choice(list(self.known)))
             else:
@@ -69,7 +76,9 @@ class LightClient(threading.Thread):
         began = time.time()
         status, job_id = None, None
         try:
-            operation = submit(app=app, params=wanted, digest=body, idempotency_key=key)
+            operation = submit(
+                app=app, params=wanted, digest=body, idempotency_key=key, client=self._key_id
+            )
             answer = self._store.run(operation)
         except StoreFullError:
             status = 503
@@ -88,6 +97,7 @@ class LightClient(threading.Thread):
                 status=status,
                 job_id=job_id,
                 may_fail=("worker_lost",) if prompt == POISON else (),
+                client=self._key_id,
             )
         )
         if job_id:
@@ -102,18 +112,38 @@ class LightClient(threading.Thread):
             images = results(self._redis, job)
         except (StoreUnavailableError, RedisError):
             return None
+        self._see(job, began, images)
+        return job
+
+    def list_jobs(self) -> None:
+        """See every job of a page, as one who may see only his own."""
+        began = time.time()
+        try:
+            page = self._store.run(ListJobs(client=self._key_id, limit=50))
+        except StoreUnavailableError:
+            return
+        for job in page.jobs:
+            self._see(job, began, client=self._key_id)
+
+    def _see(
+        self,
+        job: Job,
+        began: float,
+        images: tuple[str, ...] | None = None,
+        client: str | None = None,
+    ) -> None:
         self._history.add(
             Seen(
                 began=began,
                 at=time.time(),
-                job_id=job_id,
+                job_id=job.id,
                 status=job.status,
                 attempt=job.attempt,
                 error=job.error.code if job.error else None,
                 images=images,
+                client=client,
             )
         )
-        return job
 
     def cancel(self, job_id: str) -> int | None:
         """Cancel a job, with the answer that HTTP would give."""

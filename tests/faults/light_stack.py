@@ -48,7 +48,11 @@ class LightStack:
         self._number = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self.clients = [LightClient(f"{seed}-{n}", APPS, url, history) for n in range(clients)]
+        # Two of three are one client to the product, and meet on idempotency keys.
+        self.clients = [
+            LightClient(f"{seed}-{n}", APPS, url, history, ("ann", "ann", "bob")[n % 3])
+            for n in range(clients)
+        ]
         self.reapers = [Reaper(APPS, url) for _ in range(reapers)]
         self._replicas = [self._replica(app) for app in APPS for _ in range(replicas)]
         self._serve = threading.Thread(target=self._replace_dead, name="serve", daemon=True)

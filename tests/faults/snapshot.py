@@ -34,6 +34,7 @@ class Snapshot:
     leased: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     blobs: dict[str, int] = field(default_factory=dict[str, int])  # key -> TTL in seconds
     counters: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    load: dict[str, int] = field(default_factory=dict[str, int])  # counts of unfinished jobs
     # day -> client|app|metric -> amount
     usage: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
 
@@ -69,6 +70,10 @@ def take_snapshot(redis: Redis) -> Snapshot:
         snapshot.counters[key.removeprefix(keys.APP)] = {
             name: int(count or 0) for name, count in zip(names, counts, strict=True)
         }
+    load: Any = redis.hgetall(keys.LOAD)
+    for name, count in load.items():
+        if name != b"bytes":
+            snapshot.load[name.decode()] = int(count)
     for key in _names(redis, keys.USAGE):
         amounts: Any = redis.hgetall(key)
         snapshot.usage[int(key.removeprefix(keys.USAGE))] = {

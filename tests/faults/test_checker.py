@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.faults.checker import Facts, check, check_consistency
-from tests.faults.history import Asked, CancelAsked, History, Seen, Struck
+from tests.faults.history import Asked, CancelAsked, History, Pried, Seen, Struck
 from tests.faults.snapshot import JobRecord, Snapshot
 
-Event = Asked | Seen | CancelAsked | Struck
+Event = Asked | Seen | CancelAsked | Pried | Struck
 
 
 def asked(job_id: str | None = "j", **changes: Any) -> Asked:
@@ -37,6 +37,10 @@ def record(status: str = "succeeded", **changes: Any) -> JobRecord:
         "usage": {"images": 1, "gpu_ms": 30} if status == "succeeded" else {"gpu_ms": 30},
     }  # fmt: skip
     return JobRecord(**{**fields, **changes})
+
+
+def pried(status: int | None) -> Pried:
+    return Pried(began=3.0, at=4.0, job_id="j", client="eve", what="look", status=status)
 
 
 def usage(job: JobRecord, **changes: int) -> dict[str, int]:
@@ -141,6 +145,10 @@ def test_a_good_run_is_green() -> None:
         ),
         ("G8 billed", GOOD, snapshot(record(usage={"images": 2, "gpu_ms": 30}))),
         ("G9 seen by another", [*GOOD, seen(client="eve")], snapshot()),
+        ("G9 seen by another", [asked(None), seen(client="eve")], snapshot()),
+        ("G9 another's job", [asked(client="eve")], snapshot()),
+        *(("G9 got at", [*GOOD, pried(status)], snapshot()) for status in (200, 202, 409, 410)),
+        ("leftover in counts", GOOD, snapshot(load={"queued:ann": 1})),
         ("leftover in queue", GOOD, snapshot(queued={"a": ["j"]})),
         ("leftover in leases", GOOD, snapshot(leased={"a": ["j"]})),
         ("orphan result", GOOD, snapshot(blobs={"res": 100, "other": 301})),
@@ -164,6 +172,12 @@ def test_what_is_allowed_is_not_held_against_it() -> None:
     # Two looks at the same time may tell two states; the key's second body was refused.
     overlap = [*GOOD, seen("running", 4.0, at=20.0)]
     assert rules(overlap, snapshot()) == set()
+    # Refused, or no answer; the same key of another client is another job.
+    tries = [pried(404), pried(503), pried(None)]
+    assert rules([*GOOD, *tries], snapshot()) == set()
+    eves: list[Event] = [asked(key="k", client="ann"), asked("i", key="k", client="eve")]
+    assert "G3 two jobs" not in rules(eves, snapshot())
+    assert rules([*GOOD, seen(client="ann")], snapshot()) == set()
     conflict = asked(None, key="k", body="c", status=422)
     assert rules([asked(key="k"), asked(key="k"), conflict, *GOOD[1:]], snapshot()) == set()
 

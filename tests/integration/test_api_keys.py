@@ -8,6 +8,7 @@ from redis import Redis
 
 from sdserve.api_keys import ApiKey, Role, Token, new_token
 from sdserve.key_operations import CreateKey, KeyChange, RevokeKey, RotateKey, ViewKey
+from sdserve.limits import Quotas, Rate
 from sdserve.store import RedisJobStore
 from tests.keys import create_key
 from tests.store_world import World
@@ -39,6 +40,14 @@ def test_a_new_key_is_seen_as_it_was_made(world: World) -> None:
     assert (key.name, key.role, key.revoked_at) == ("ann", Role.ADMIN, None)
     assert accepts(world, token)
     assert not accepts(world, new_token(token.key_id))
+
+
+def test_a_key_keeps_the_quotas_that_are_its_own(world: World) -> None:
+    own = Quotas(images_per_day=0, rate=Rate(requests=5, seconds=60))
+    token = create_key(world.store, "ann", quotas=own)
+    assert view(world, token.key_id).quotas == own
+    server = Quotas(jobs=7, images_per_day=9)
+    assert own.over(server) == Quotas(jobs=7, images_per_day=0, rate=own.rate)
 
 
 def test_there_is_no_key_that_was_not_made(world: World) -> None:

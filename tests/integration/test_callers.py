@@ -178,3 +178,64 @@ def test_the_scheme_is_in_the_description(app: HttpApp) -> None:
     assert described["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
     assert described["paths"][GENERATE]["post"]["security"] == [{"apiKey": []}]
     assert "security" not in described["paths"]["/v1/health"]["get"]
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+def listed(server: HttpApp, token: Token | None, **query: str | int) -> dict[str, Any]:
+    headers = bearer(token) if token else {}
+    answer = server.http.get("/v1/jobs", params=query, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_list_has_ones_own_jobs_without_pictures(app: HttpApp, world: World) -> None:
+    ann, bob = create_key(world.store, "ann"), create_key(world.store, "bob")
+    mine = [submit(app, ann) for _ in range(3)][::-1]
+    submit(app, bob)
+    world.succeed(world.claim())
+    first = listed(app, ann, limit=2)
+    assert [job["id"] for job in first["data"]] == mine[:2]
+    assert first["data"][0]["phase"] is not None
+    rest = listed(app, ann, limit=2, cursor=first["next_cursor"])
+    assert ([job["id"] for job in rest["data"]], rest["next_cursor"]) == (mine[2:], None)
+    done = rest["data"][0]
+    assert (done["status"], done["result"]["image"]) == ("succeeded", None)
+    assert [job["id"] for job in listed(app, ann, status="succeeded")["data"]] == mine[2:]
+    assert listed(app, None)["data"] == []
+    everything = listed(app, create_key(world.store, "root", Role.ADMIN))
+    assert len(everything["data"]) == 4
+
+
+def test_an_apps_list_has_only_its_jobs(app: HttpApp, world: World, redis_url: str) -> None:
+    ann = create_key(world.store, "ann")
+    here = submit(app, ann)
+    there = world.submit(client=ann.key_id, app="sd-other").job_id
+    assert [job["id"] for job in listed(app, ann)["data"]] == [here]
+    assert listed(app, ann, app="sd-other")["data"] == []
+    with HttpApp(gateway.create_app(edge_settings(redis_url))) as front:
+        assert [job["id"] for job in listed(front, ann)["data"]] == [there, here]
+        assert [job["id"] for job in listed(front, ann, app="sd-other")["data"]] == [there]
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [({"cursor": "x"}, 422), ({"limit": 0}, 422), ({"limit": 101}, 422), ({"status": "x"}, 422)],
+)
+def test_a_list_says_what_is_wrong_with_its_query(
+    query: dict[str, str], status: int, app: HttpApp
+) -> None:
+    answer = app.http.get("/v1/jobs", params=query)
+    assert answer.status_code == status
+    assert next(iter(query)) in answer.json()["detail"]
+
+
+def test_anothers_expired_job_never_was(app: HttpApp, world: World) -> None:
+    ann, bob = create_key(world.store, "ann"), create_key(world.store, "bob")
+    root = create_key(world.store, "root", Role.ADMIN)
+    job_id = submit(app, ann)
+    world.cancel(job_id, timedelta(0))
+    for token, status in ((ann, 410), (root, 410), (bob, 404)):
+        assert app.http.get(f"/v1/jobs/{job_id}", headers=bearer(token)).status_code == status
+    assert app.http.get(f"/v1/jobs/{job_id}").status_code == 404

@@ -10,7 +10,7 @@ from sdserve import keys
 from sdserve.apps import AppState
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
-from sdserve.limits import Limits, ResultBudget
+from sdserve.limits import Limits, Quotas, ResultBudget
 from sdserve.operations import (
     Admission,
     Claim,
@@ -133,7 +133,7 @@ def test_a_full_server_refuses_every_app_until_a_job_ends(world: World) -> None:
 
 
 def test_a_clients_bound_is_its_own(world: World) -> None:
-    limits = Limits(client_jobs=1)
+    limits = Limits(client=Quotas(jobs=1))
     mine = world.submit(limits=limits, client="a").job_id
     refused = world.submit(limits=limits, client="a")
     assert (refused.admission, refused.ahead) == (Admission.CLIENT_FULL, 1)
@@ -142,12 +142,92 @@ def test_a_clients_bound_is_its_own(world: World) -> None:
     assert world.submit(limits=limits, client="a").admission is Admission.QUEUED
 
 
+def test_a_clients_queued_jobs_have_a_bound_of_their_own(world: World) -> None:
+    limits = Limits(client=Quotas(queued=1))
+    first = world.submit(limits=limits, client="a").job_id
+    refused = world.submit(limits=limits, client="a")
+    assert (refused.admission, refused.ahead) == (Admission.CLIENT_QUEUE_FULL, 1)
+    job = world.claim()  # what runs is not queued
+    assert job.id == first
+    assert world.can_submit(limits=limits, client="a")
+    assert world.can_submit(limits=limits, client="b")
+    # Handed back it is queued again; cancelled, or failed with its app, no more.
+    world.run(Release(app=APP, job_id=job.id, fence=job.fence, job_ttl=JOB_TTL))
+    assert not world.can_submit(limits=Limits(client=Quotas(queued=2)), client="a")
+    world.cancel(first)
+    assert world.can_submit(limits=Limits(client=Quotas(queued=2)), client="a")
+    world.run(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=False))
+    assert world.can_submit(limits=limits, client="a")
+
+
+def test_a_lost_lease_makes_its_job_a_queued_one(world: World) -> None:
+    limits = Limits(client=Quotas(queued=1))
+    world.submit(limits=limits, client="a")
+    world.claim(RUN_OUT)
+    world.reap()
+    assert not world.can_submit(limits=limits, client="a")
+
+
+def test_images_of_a_day_are_those_drawn_and_those_asked_for(world: World) -> None:
+    limits = Limits(client=Quotas(images_per_day=4))
+    two = params(num_images=2)
+    assert world.can_submit(limits=limits, client="a", params=two)
+    drawn = world.succeed(world.claim(), [b"1", b"2"])
+    assert drawn is Ending.FINISHED
+    waiting = world.submit(limits=limits, client="a").job_id
+    refused = world.submit(limits=limits, client="a", params=two)
+    assert (refused.admission, refused.ahead) == (Admission.IMAGES_SPENT, 3)
+    assert refused.standing is not None
+    assert timedelta(0) < refused.standing.day_left <= timedelta(days=1)
+    assert world.can_submit(limits=limits, client="b", params=two)
+    # One more fits, and what was never drawn costs nothing.
+    assert world.can_submit(limits=limits, client="a")
+    assert not world.can_submit(limits=limits, client="a")
+    world.cancel(waiting)
+    assert world.can_submit(limits=limits, client="a")
+
+
+def test_gpu_seconds_of_a_day_are_spent_when_they_are_reached(world: World) -> None:
+    limits = Limits(client=Quotas(gpu_seconds_per_day=2))
+    for _ in range(2):
+        assert world.can_submit(limits=limits, client="a")
+        world.succeed(world.claim(), spent=Spent(gpu_ms=1500))
+    refused = world.submit(limits=limits, client="a")
+    assert (refused.admission, refused.ahead) == (Admission.GPU_SPENT, 3000)
+    assert world.can_submit(limits=limits, client="b")
+    assert world.can_submit(limits=Limits(client=Quotas(gpu_seconds_per_day=4)), client="a")
+
+
+def test_a_nameless_client_has_no_quotas(world: World) -> None:
+    none = Quotas(jobs=0, queued=0, images_per_day=0, gpu_seconds_per_day=0)
+    accepted = world.submit(limits=Limits(client=none))
+    assert (accepted.admission, accepted.standing) == (Admission.QUEUED, None)
+
+
+def test_an_accepted_job_tells_how_its_client_stands(world: World) -> None:
+    world.submit(client="a", params=params(num_images=2))
+    world.succeed(world.claim(), [b"1", b"2"], spent=Spent(gpu_ms=1500))
+    world.submit(client="a", params=params(num_images=3))
+    world.claim()
+    standing = world.submit(client="a").standing
+    assert standing is not None
+    seen = (standing.jobs, standing.queued, standing.images, standing.gpu_ms)
+    assert seen == (2, 1, 6, 1500)
+
+
+def test_a_repeat_is_no_second_submission_for_quotas(world: World) -> None:
+    limits = Limits(client=Quotas(jobs=1, images_per_day=1))
+    first = world.submit(limits=limits, client="a", idempotency_key="k")
+    again = world.submit(limits=limits, client="a", idempotency_key="k")
+    assert (again.admission, again.job_id) == (Admission.DUPLICATE, first.job_id)
+
+
 def test_a_refused_job_leaves_no_trace(world: World) -> None:
     world.submit(queue_limit=1)
     refused = world.submit(queue_limit=1, idempotency_key="k", client="a")
     with pytest.raises(JobNotFoundError):
         world.view(refused.job_id)
-    accepted = world.submit(idempotency_key="k", client="a", limits=Limits(client_jobs=1))
+    accepted = world.submit(idempotency_key="k", client="a", limits=Limits(client=Quotas(jobs=1)))
     assert accepted.admission is Admission.QUEUED
 
 

@@ -9,7 +9,7 @@ from redis import Redis
 
 from sdserve import operations
 from sdserve.store import RedisJobStore
-from tests.integration import test_api_keys, test_batch_store, test_job_store
+from tests.integration import test_api_keys, test_batch_store, test_job_list, test_job_store
 from tests.store_world import World
 
 pytestmark = pytest.mark.integration
@@ -24,8 +24,17 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("repeats itself", "redis.call('EXISTS', job) == 1", "false"),
         ("into a broken app", "if broken then", "if false then"),
         ("no bound of the app", "waiting >= tonumber(ARGV[11])", "false"),
-        ("no bound of the server", "tonumber(counts[1] or 0) >= tonumber(ARGV[12])", "false"),
-        ("no bound of the client", "tonumber(counts[2] or 0) >= tonumber(ARGV[13])", "false"),
+        ("no bound of the server", "all >= tonumber(ARGV[12])", "false"),
+        ("no bound of the client", "over(ARGV[13], jobs + 1)", "false"),
+        ("no bound of the client's queue", "over(ARGV[24], queued + 1)", "false"),
+        ("no images of the day", "over(ARGV[25], drawn + images)", "false"),
+        ("one image of a job", "over(ARGV[25], drawn + images)", "over(ARGV[25], drawn + 1)"),
+        ("forgets drawn images", "tonumber(spent[1] or 0) +", "0 +"),
+        ("forgets images asked for", "+ tonumber(counts[3] or 0)", ""),
+        ("no GPU seconds of the day", "gpu_ms >= ARGV[26] * 1000", "false"),
+        ("quotas for the nameless", "if client ~= '' then", "if true then"),
+        ("not listed", "redis.call('ZADD', mine, now, id)", ""),
+        ("not counted as queued", "count(load, 'queued:' .. client, 1)", ""),
         ("no budget of results", ", budget) > budget", ", 0) < 0"),
         ("counts loading replicas", "and replica.state ~= 'loading'", ""),
         ("counts no leases", "+ redis.call('ZCARD', lease)", ""),
@@ -67,7 +76,21 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no clock", "redis.call('HSET', clock, priority, start)", ""),
         ("the old fence", "'HINCRBY', job, 'attempt', 1", "'HINCRBY', job, 'attempt', 0"),
         ("no lease", "redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)", ""),
+        ("still queued", "count(load, 'queued:' .. facts[3], -1)", ""),
         ("debts that stay", "redis.call('DEL', shares)", ""),
+    ],
+    "list_jobs": [
+        ("of any app", "(app == '' or held[1] == app)", "true"),
+        ("of any status", "(status == '' or held[2] == status)", "true"),
+        ("ghosts", "if held[1] and", "if"),
+        ("without end", "#found < limit and", ""),
+        ("the oldest first", "'REV', 'WITHSCORES'", "'WITHSCORES'"),
+        ("the same page again", "if ARGV[5] ~= '' then", "if false then"),
+        ("the last one twice", "rank + 1", "rank"),
+        ("from the start when forgotten", "redis.call('ZCOUNT', index, ARGV[6], '+inf')", "0"),
+        ("always more", "if first + looked < redis.call('ZCARD', index) then",
+         "if #entries > 0 then"),
+        ("everywhere in the queue", "redis.call('ZRANK', ARGV[2] .. held[1], id)", "0"),
     ],
     "beat": [
         ("no fence", "and held[2] == ARGV[i + 1]", ""),
@@ -151,7 +174,12 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
          "redis.call('ZADD', queue, 1e9, id)"),
         ("back though cancelled", "held[2] and 'cancelled' or ", ""),
         ("back to a broken app", "broken[2] and 'failed' or ", ""),
-        ("an end that counts nothing", "count_job(load, facts[1], facts[2], -1)", ""),
+        ("an end that counts nothing", "count_job(load, facts[1], facts[2], -1, facts[7] or 0)",
+         ""),
+        ("an end that leaves images", "-1, facts[7] or 0)", "-1, 0)"),
+        ("an end that stays queued", "if facts[6] == 'queued' then", "if false then"),
+        ("an end that was never queued", "if facts[6] == 'queued' then", "if true then"),
+        ("back, but not as queued", "count(load, 'queued:' .. held[3], 1)", ""),
         ("a preview that outlives its job",
          "redis.call('DEL', PREVIEW .. id)\n  tell(job, id, channel, 'ended')",
          "tell(job, id, channel, 'ended')"),
@@ -220,7 +248,7 @@ def _suite(*modules: ModuleType) -> list[Callable[[World], None]]:
     ]
 
 
-SUITE = _suite(test_job_store, test_api_keys, test_batch_store)
+SUITE = _suite(test_job_store, test_api_keys, test_job_list, test_batch_store)
 BATCH_SUITE = _suite(test_batch_store)
 BATCH_SCRIPTS = ("create_batch", "close_lines", "pack_part")
 

@@ -6,10 +6,8 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from sdserve.operations import Beat
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
+from tests.rq_worker import working
 from tests.values import APP, LEASE, submit
 from workers.task_queue import AllowedJob, QueueName, task_queue
 from workers.tasks import enqueue_preload, enqueue_retention, hash_checkpoint, retention
@@ -39,24 +38,6 @@ def worker(redis: Redis, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker on an empty database."""
     with working(redis_url) as process:
         yield process
-
-
-@contextmanager
-def working(
-    redis_url: str, log: Path = Path(os.devnull), queue: QueueName = QueueName.SIDE_WORK
-) -> Generator[subprocess.Popen[bytes]]:
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "workers.main", queue],
-            env={**os.environ, "REDIS_URL": redis_url},
-            stderr=output,
-        )
-    try:
-        yield process
-    finally:
-        # Not killed: the task it works on must not end in the next test's database.
-        process.terminate()
-        process.wait(LIMIT)
 
 
 def until(condition: Callable[[], bool]) -> None:

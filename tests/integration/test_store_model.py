@@ -44,8 +44,9 @@ from sdserve.batches import (
     parts_of,
 )
 from sdserve.errors import SdServeError
+from sdserve.job_list import JobPage, ListJobs
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
-from sdserve.limits import Limits, ResultBudget
+from sdserve.limits import Limits, Quotas, ResultBudget
 from sdserve.operations import (
     Admission,
     Beat,
@@ -96,9 +97,11 @@ clients = st.sampled_from(CLIENTS)
 budgets = st.builds(
     ResultBudget, bytes=st.sampled_from([10, 40, 1000]), ttl=st.just(HOUR), keep=SPANS
 )
-limits = st.builds(
-    Limits, jobs=st.sampled_from([5, 100]), client_jobs=st.sampled_from([2, 100]), results=budgets
-)
+quotas = st.builds(
+    Quotas, jobs=st.sampled_from([2, 100]), queued=st.sampled_from([None, None, 1]),
+    images_per_day=st.sampled_from([None, None, 3]), gpu_seconds_per_day=st.sampled_from([None, 1]),
+)  # fmt: skip
+limits = st.builds(Limits, jobs=st.sampled_from([5, 100]), client=quotas, results=budgets)
 
 
 class Stores(RuleBasedStateMachine):
@@ -349,6 +352,8 @@ class Stores(RuleBasedStateMachine):
             self.both(ViewHooks(dead=dead, limit=1000))
         assert self.real.unfinished() == self.model.unfinished()
         assert self.real_usage() == self.model_usage()
+        for client in (None, *CLIENTS):
+            self.both(ListJobs(client=client, limit=1000))
         assert self.real.run(OpenBatches()) == self.model.run(OpenBatches())
         for batch_id in self.batches:
             batch = self.both(ViewBatch(batch_id=batch_id))
@@ -382,7 +387,12 @@ def _timeless(outcome: Any) -> Any:
                 finished_at=outcome.finished_at is not None,
             )
         case Submitted():
-            return replace(outcome, room_after=outcome.room_after is not None)
+            standing = outcome.standing
+            if standing:
+                standing = replace(standing, day_left=timedelta(0))
+            return replace(outcome, room_after=outcome.room_after is not None, standing=standing)
+        case JobPage():
+            return sorted(job.id for job in outcome.jobs)
         case HookTry():
             return replace(outcome, subject=_timeless(job_of(outcome.subject)), created_at=None)
         case [HookView(), *_]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sdserve.settings import Auth, Settings
 from workers.task_queue import QueueName
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,6 +39,15 @@ def test_models_are_read_only_and_the_port_is_on_loopback(
     models, _state = services[name]["volumes"]
     assert models.endswith(":/data/models/stablediffusion:ro")
     assert services[name]["ports"] == ["${SD_BIND:-127.0.0.1}:${SD_HTTP_PORT:-8000}:8000"]
+
+
+@pytest.mark.parametrize("name", ["ray-gpu", "ray-cpu"])
+def test_a_container_asks_for_an_api_key_unless_it_is_told_not_to(
+    services: dict[str, Any], name: str
+) -> None:
+    assert services[name]["environment"]["SD_AUTH"] == "${SD_AUTH:-auto}"
+    assert "SD_HTTP_HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
+    assert Settings(auth=Auth.AUTO, http_host="0.0.0.0").is_key_required  # noqa: S104 (not bound)
 
 
 def test_a_gpu_is_reserved_unless_the_cpu_profile_is_chosen(services: dict[str, Any]) -> None:

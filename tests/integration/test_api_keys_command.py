@@ -1,0 +1,111 @@
+"""The command api_keys.sh, as a person and as a script use it."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from sdserve.api_keys import ApiKey, Role, Token, read_token
+from sdserve.key_operations import KeyView, ViewKey
+from sdserve.limits import Quotas, Rate
+from sdserve.store import RedisJobStore
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Command:
+    def __init__(self, redis: Redis, redis_url: str, folder: Path) -> None:
+        self._store = RedisJobStore(redis)
+        self._environment = {
+            **os.environ, "REDIS_URL": redis_url, "SD_STATE_DIR": str(folder / "state"),
+        }  # fmt: skip
+
+    def __call__(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["bash", str(ROOT / "deploy_scripts" / "api_keys.sh"), *arguments],
+            env=self._environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def token(self, *arguments: str) -> Token:
+        """The token, which is all that goes to stdout."""
+        token = read_token(self(*arguments).stdout.removesuffix("\n"))
+        assert token is not None
+        return token
+
+    def key(self, token: Token) -> ApiKey:
+        key = self.view(token).key
+        assert key is not None
+        return key
+
+    def view(self, token: Token) -> KeyView:
+        return self._store.run(ViewKey(key_id=token.key_id))
+
+    def accepts(self, token: Token) -> bool:
+        return self.key(token).accepts(token.secret, self.view(token).now)
+
+
+@pytest.fixture
+def api_keys(redis: Redis, redis_url: str, tmp_path: Path) -> Command:
+    return Command(redis, redis_url, tmp_path)
+
+
+def test_a_key_from_its_making_to_its_end(api_keys: Command) -> None:
+    assert api_keys("list").stdout.split() == [
+        "ID", "NAME", "ROLE", "STATE", "CREATED", "ROTATED", "QUOTAS",
+    ]  # fmt: skip
+    first = api_keys.token("create", "ann")
+    assert api_keys.accepts(first)
+    assert (api_keys.key(first).name, api_keys.key(first).role) == ("ann", Role.USER)
+
+    second = api_keys.token("rotate", first.key_id, "--overlap", "600")
+    assert (second.key_id, api_keys.accepts(first)) == (first.key_id, True)
+    third = api_keys.token("rotate", first.key_id)
+    assert [api_keys.accepts(token) for token in (first, second, third)] == [False, False, True]
+
+    assert "revoked" in api_keys("revoke", first.key_id).stdout
+    assert not api_keys.accepts(third)
+    line = api_keys("list").stdout.splitlines()[1]
+    assert line.split()[:4] == [first.key_id, "ann", "user", "revoked"]
+    for token in (first, second, third):
+        assert token.secret not in line
+    refused = api_keys("rotate", first.key_id, code=1)
+    assert refused.stderr == (
+        f"error: The API key '{first.key_id}' has been revoked: create another.\n"
+    )
+
+
+def test_a_key_with_a_role_and_quotas(api_keys: Command) -> None:
+    token = api_keys.token(
+        "create", "the admin", "--admin", "--max-jobs", "5", "--max-queued", "4",
+        "--max-images-per-day", "300", "--max-gpu-seconds-per-day", "20", "--rate-limit",
+        "10/second",
+    )  # fmt: skip
+    key = api_keys.key(token)
+    assert (key.name, key.role) == ("the admin", Role.ADMIN)
+    assert key.quotas == Quotas(
+        jobs=5, queued=4, images_per_day=300, gpu_seconds_per_day=20,
+        rate=Rate(requests=10, seconds=1),
+    )  # fmt: skip
+    listed = api_keys("list").stdout
+    assert "jobs=5 queued=4 images_per_day=300 gpu_seconds_per_day=20 rate=10/second" in listed
+
+
+def test_mistakes_are_one_sentence(api_keys: Command) -> None:
+    for command in ("revoke", "rotate"):
+        unknown = api_keys(command, "nobody", code=1)
+        assert unknown.stderr == (
+            "error: No API key has the id 'nobody': `api_keys.sh list` shows all.\n"
+        )
+    for arguments in (
+        ["create", ""], ["create", "ann", "--max-jobs", "-1"],
+        ["create", "ann", "--rate-limit", "often"], ["rotate", "x", "--overlap", "soon"],
+    ):  # fmt: skip
+        api_keys(*arguments, code=2)
+    assert len(api_keys("list").stdout.splitlines()) == 1

@@ -81,7 +81,7 @@ async def measure(
         sent = dict[int, float]()
         for step in range(1, ROUNDS + 1):
             told = JobProgress(job_id=watched, fence=claim.fence, step=step, phase=f"step {step}")
-            beat = Beat(app=APP, presence=PRESENCE, slots=1, lease=HOUR, jobs=[told])
+            beat = Beat(app=APP, presence=PRESENCE, lease=HOUR, jobs=[told])
             sent[step] = time.perf_counter()
             await asyncio.to_thread(store.run, beat)
             await asyncio.sleep(PAUSE)

@@ -4,7 +4,7 @@ FastAPI's own `max_body_size` would do for the first, in plain words of its own;
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 
 from starlette.datastructures import Headers
@@ -17,15 +17,25 @@ from api.problems import problem
 class BodyLimit:
     """Reads the body of a request ahead of `app`: at most `max_bytes`, within `patience`."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, patience: timedelta) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_bytes: int,
+        patience: timedelta,
+        streaming: Collection[str] = (),
+    ) -> None:
+        """Wrap `app`; the routes `streaming` read their own bodies and have limits of their own."""
         self._app = app
+        self._streaming = frozenset(streaming)
         self._max_bytes = max_bytes
         self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         # Without either header a request has no body (RFC 9112, section 6.3): nothing to read.
-        if "content-length" not in headers and "transfer-encoding" not in headers:
+        has_body = "content-length" in headers or "transfer-encoding" in headers
+        if not has_body or scope["path"] in self._streaming:
             await self._app(scope, receive, send)
             return
         try:

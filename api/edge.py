@@ -154,8 +154,10 @@ class Edge:
             log.info("%s: its client hung up while it was %s: cancelled", job_id, was)
 
     async def app_of(self, job: Job) -> AppStatus | None:
-        """The state of the job's app while that matters to the job."""
-        return None if job.status.is_final else await self.store.run(ViewApp(app=job.app))
+        """The state of the job's app, with what is ahead of the job, while that matters to it."""
+        if job.status.is_final:
+            return None
+        return await self.store.run(ViewApp(app=job.app, before=job.id))
 
     async def images(self, job: Job) -> list[EncodedImage]:
         """The pictures of a succeeded job; none once they have expired."""

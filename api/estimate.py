@@ -3,11 +3,14 @@
 import math
 from datetime import UTC, datetime, timedelta
 
+from api.forecast import Forecast
 from sdserve.apps import AppState, AppStatus
 from sdserve.jobs import Job, JobStatus
 
 # A replica shows up a few seconds after the wish for it, unless nothing is free to place it on.
 PLACEMENT_PATIENCE = timedelta(seconds=15)
+MAX_LOOK, MAX_FULL = 60, 600  # seconds, of Retry-After
+OTHERS_LOOK = 5  # seconds, the least for what depends on other apps
 
 
 def phase(job: Job, app: AppStatus | None, now: datetime | None = None) -> str | None:
@@ -27,23 +30,32 @@ def phase(job: Job, app: AppStatus | None, now: datetime | None = None) -> str |
 
 
 def eta_seconds(job: Job, app: AppStatus | None) -> float | None:
-    """Seconds until the result, from the app's measured averages; None when nothing is measured."""
-    if app is None or job.status.is_final or app.seconds_per_job is None:
+    """Seconds until the result, as measurements of the app tell; None when there are none."""
+    if app is None or job.status.is_final or app.state is AppState.BROKEN:
         return None
-    if job.status is JobStatus.RUNNING:
-        left = 1 - job.step / job.params.total_steps
-        return round(app.seconds_per_job * left, 1)
-    turns = math.ceil(((job.position or 0) + 1 + app.running) / max(1, len(app.replicas)))
-    cold = app.state in (AppState.COLD, AppState.LOADING)
-    return round(turns * app.seconds_per_job + ((app.load_seconds or 0) if cold else 0), 1)
+    forecast = Forecast.of(app)
+    seconds = forecast.seconds_until_end(job) if forecast else None
+    return None if seconds is None else round(seconds, 1)
 
 
 def retry_after(job: Job, app: AppStatus | None) -> int:
-    """Whole seconds until a look is worth it, 1..60."""
-    return min(60, max(1, math.ceil(eta_seconds(job, app) or 1)))
+    """Whole seconds until a look is worth it, 1..60: the ETA, or what is known of a start."""
+    seconds = eta_seconds(job, app)
+    if seconds is None and app is not None:
+        seconds = _until_free(app)
+    return min(MAX_LOOK, max(1, math.ceil(seconds or 0)))
 
 
 def full_queue_retry_after(app: AppStatus) -> int:
-    """Whole seconds until the whole queue may be done, 1..600."""
-    seconds = app.queued * (app.seconds_per_job or 1) / max(1, len(app.replicas))
-    return min(600, max(1, math.ceil(seconds)))
+    """Whole seconds until the next waiting job is taken up and leaves its place free; 1..600."""
+    return min(MAX_FULL, max(1, math.ceil(_until_free(app))))
+
+
+def full_server_retry_after(app: AppStatus) -> int:
+    """The same where the places are taken by jobs of any app: nobody else's speed is known here."""
+    return max(OTHERS_LOOK, full_queue_retry_after(app))
+
+
+def _until_free(app: AppStatus) -> float:
+    forecast = Forecast.of(app)
+    return forecast.seconds_until_free() if forecast else 0.0

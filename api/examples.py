@@ -97,9 +97,27 @@ _MODEL: dict[str, Any] = {
     "limits": {"min_size": 256, "max_size": 2048, "size_multiple": 8, "queue": 100},
 }
 
+_BATCH_ID = "01a20899-12ab-7ebd-800d-5bcb0e3d2168"
+_BATCH: dict[str, Any] = {
+    "id": _BATCH_ID,
+    "status": "running",
+    "lines": 3,
+    "counts": {"waiting": 1, "active": 1, "succeeded": 1, "failed": 0, "cancelled": 0},
+    "apps": {"sd-sd-xl-base-1-0": 3},
+    "created_at": "2026-11-23T13:24:24.783000Z",
+    "ended_at": None,
+    "links": {
+        "self": f"/v1/batches/{_BATCH_ID}",
+        "results": f"/v1/batches/{_BATCH_ID}/results",
+        "images": f"/v1/batches/{_BATCH_ID}/images.zip",
+    },
+}
+
 SCHEMAS: dict[str, list[dict[str, Any]]] = {
     "GenerateResponse": [_RESULT],
     "JobResponse": [_QUEUED, _SUCCEEDED],
+    "BatchResponse": [_BATCH],
+    "BatchList": [{"data": [_BATCH], "next_cursor": None}],
     "UsageList": [
         {
             "object": "list",
@@ -139,7 +157,6 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "400": _problems(
         400,
         "Bad Request",
-        ("bad_prefer", "Prefer: wait=soon is not a whole number of seconds."),
         ("bad_idempotency_key", "Idempotency-Key must have 1 to 200 characters."),
     ),
     "401": _problems(
@@ -176,6 +193,11 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         413,
         "Request Entity Too Large",
         ("body_too_large", "The body is larger than 1048576 bytes: send less."),
+    ),
+    "415": _problems(
+        415,
+        "Unsupported Media Type",
+        ("unsupported_media_type", "Send the batch as application/jsonl or application/json."),
     ),
     "422": (
         "Unprocessable Entity",

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from api import batch_routes
 from api.body_limit import BodyLimit
 from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
@@ -32,8 +33,14 @@ def create_app(settings: EdgeSettings) -> FastAPI:
     )
     install(app)
     app.state.callers = edge.callers
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        patience=settings.body_timeout,
+        streaming=[batch_routes.ROUTE],
+    )
     app.include_router(JobRoutes(edge).router())
+    app.include_router(batch_routes.BatchRoutes(edge).router())
     app.include_router(UsageRoutes(edge.store).router())
 
     @app.get("/v1/models", tags=["models"])

@@ -17,7 +17,7 @@ from api.allowances import allowances, allowances_of, note_allowances, rate_head
 from api.body_limit import BodyLimit
 from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
-from api.estimate import full_queue_retry_after, retry_after
+from api.estimate import full_queue_retry_after, full_server_retry_after, retry_after
 from api.hang_up import ClientGoneError
 from api.job_routes import JobRoutes
 from api.openapi import (
@@ -59,11 +59,13 @@ from sdserve.errors import (
 )
 from sdserve.generation import ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus, new_job_id
-from sdserve.operations import Admission, Submit, Submitted, ViewApp
+from sdserve.operations import END_OF_QUEUE, Admission, Submit, Submitted, ViewApp
 
 CLIENT_GONE = 499  # nobody reads it; access logs know it by this number
 
-Prefer = Annotated[str | None, Header(description="respond-async, wait=N (RFC 7240)")]
+Prefer = Annotated[
+    list[str] | None, Header(description="respond-async, wait=N (RFC 7240), also both")
+]
 # OpenAPI has the media types of the answers instead of this header (3.1.1, section 4.8.12.1).
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 IdempotencyKey = Annotated[
@@ -149,7 +151,7 @@ class Ingress:
         key: IdempotencyKey = None,
     ) -> Response:
         """Draw a picture: 200 when a warm replica is free, else 202 with the job."""
-        wanted, raw = preference(prefer), raw_format(accept)
+        wanted, raw = preference(prefer or []), raw_format(accept)
         if raw and body.format and body.format.media_type != raw.media_type:
             message = f"Accept asks for {raw.media_type}, format for {body.format}: use one."
             raise HttpProblemError(406, "not_acceptable", message)
@@ -186,8 +188,9 @@ class Ingress:
             return Response(status_code=CLIENT_GONE)
         response.headers["X-Job-Id"] = job.id
         response.headers.update(rate_headers(allowances_of(request)))
-        if wanted.applied:
-            response.headers["Preference-Applied"] = wanted.applied
+        applied = wanted.applied(is_async=response.status_code == 202)
+        if applied:
+            response.headers["Preference-Applied"] = applied
         return response
 
     async def health(self) -> HealthResponse:
@@ -228,7 +231,10 @@ class Ingress:
                 | Admission.CLIENT_FULL
                 | Admission.CLIENT_QUEUE_FULL
             ):
-                wait = full_queue_retry_after(await self._status())
+                full = ViewApp(app=operation.app, before=END_OF_QUEUE)
+                status = await self._edge.store.run(full)
+                is_own = submitted.admission is Admission.FULL
+                wait = (full_queue_retry_after if is_own else full_server_retry_after)(status)
                 raise _no_room(submitted, operation.app, wait)
             case Admission.IMAGES_SPENT | Admission.GPU_SPENT:
                 raise _spent(submitted, operation)
@@ -240,8 +246,8 @@ class Ingress:
 
     def _hold(self, wanted: Preference, submitted: Submitted) -> float:
         """Seconds to hold this request."""
-        if wanted.wait is not None:
-            return wanted.wait
+        if wanted.hold is not None:
+            return wanted.hold
         is_free = submitted.admission is Admission.RUN_NOW
         return self._edge.settings.sync_wait.total_seconds() if is_free else 0.0
 

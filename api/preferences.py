@@ -1,6 +1,7 @@
 """What a client asks of the answer rather than of the picture: Prefer, Accept, Idempotency-Key."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from api.problems import HttpProblemError
@@ -16,34 +17,51 @@ _RAW = {
 }
 
 
+# RFC 7240 §2: token [= word] *( ; [parameter] ), and RFC 9110 §5.6: tokens and quoted strings.
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_PREFERENCE = re.compile(rf"[ \t]*({_WORD})[ \t]*(?:=[ \t]*({_WORD}|{_QUOTED}))?[ \t]*(?:;|$)")
+_ELEMENT = re.compile(rf"(?:{_QUOTED}|[^,\"]|\")+")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """RFC 7240 `Prefer`: how long to hold the request. None: as long as the server thinks right."""
+    """RFC 7240 `Prefer`: how long to hold the request."""
 
-    wait: float | None  # seconds; 0 = answer at once
-    applied: str | None  # for Preference-Applied
+    wait: float | None = None  # seconds, §4.3; at most MAX_WAIT
+    is_async: bool = False  # respond-async, §4.1: a 202 rather than a long wait
+
+    @property
+    def hold(self) -> float | None:
+        """Seconds; 0 = answer at once, None = as long as the server thinks right."""
+        return 0.0 if self.wait is None and self.is_async else self.wait
+
+    def applied(self, *, is_async: bool) -> str | None:
+        """The Preference-Applied header (§3) of an answer that is, or is not, a 202."""
+        kept = ["respond-async"] if self.is_async and is_async else []
+        kept += [] if self.wait is None else [f"wait={self.wait:.0f}"]
+        return ", ".join(kept) or None
 
 
-def preference(header: str | None) -> Preference:
-    """Read `respond-async` and `wait=N`; other preferences are ignored, as the RFC asks.
+def preference(headers: Sequence[str]) -> Preference:
+    """Read the `Prefer` headers of a request, of which there may be several.
 
-    Both together mean: answer 202 unless the result is there within N seconds.
-
-    Raises:
-        HttpProblemError: 400, `wait` is not a number of seconds.
+    What is not understood is ignored, a `wait` that is no number of seconds too: a preference
+    never makes a request fail (§2). Of a preference that is there twice the first counts.
     """
-    wait, applied = None, None
-    for token in (header or "").split(","):
-        name, _, value = token.strip().partition("=")
-        if name.lower() == "respond-async" and wait is None:
-            wait, applied = 0.0, "respond-async"
-        elif name.lower() == "wait":
-            if not re.fullmatch(r'"?\d{1,6}"?', value):
-                message = f"Prefer: wait={value} is not a whole number of seconds."
-                raise HttpProblemError(400, "bad_prefer", message)
-            wait = min(float(value.strip('"')), MAX_WAIT)
-            applied = f"wait={wait:.0f}"
-    return Preference(wait=wait, applied=applied)
+    found = dict[str, str]()
+    for element in _ELEMENT.findall(",".join(headers)):
+        match = _PREFERENCE.match(element)
+        if match:
+            value = match[2] or ""
+            text = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
+            found.setdefault(match[1].lower(), text)
+    wait = found.get("wait", "")
+    is_number = re.fullmatch("[0-9]+", wait)
+    return Preference(
+        wait=min(float(wait), MAX_WAIT) if is_number else None,
+        is_async=found.get("respond-async") == "",
+    )
 
 
 def raw_format(accept: str | None) -> ImageFormat | None:

@@ -15,6 +15,8 @@ from api.allowances import allowances_of, rate_headers
 from sdserve.errors import (
     AppBrokenError,
     AppNotFoundError,
+    BatchEndedError,
+    BatchNotFoundError,
     GenerationError,
     IdempotencyConflictError,
     InvalidParameterError,
@@ -44,6 +46,8 @@ _STATUS: list[tuple[type[SdServeError], int]] = [
     (AppNotFoundError, 404),
     (UnauthorizedError, 401),
     (JobNotFoundError, 404),
+    (BatchNotFoundError, 404),
+    (BatchEndedError, 409),
     (JobExpiredError, 410),
     (OutOfMemoryError, 422),
     (GenerationError, 500),
@@ -56,6 +60,7 @@ class FieldProblem(BaseModel):
 
     field: str
     message: str
+    line: int | None = Field(default=None, description="of the upload of a batch, from 1")
 
 
 class Problem(BaseModel):
@@ -72,10 +77,13 @@ class Problem(BaseModel):
 class HttpProblemError(Exception):
     """A problem of HTTP itself (a bad header, say) rather than of the kernel."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(
+        self, status: int, code: str, detail: str, *, errors: list[FieldProblem] | None = None
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
+        self.errors = errors
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -124,7 +132,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HttpProblemError)
     async def of_http(_request: Request, error: HttpProblemError) -> JSONResponse:
-        return problem(error.status, error.code, str(error))
+        return problem(error.status, error.code, str(error), errors=error.errors)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:

@@ -23,7 +23,15 @@ from sdserve.async_store import AsyncJobStore
 from sdserve.errors import SdServeError, StoreUnavailableError
 from sdserve.jobs import Job, JobStatus, Preview
 from sdserve.news import Change, News
-from sdserve.operations import Operation, ViewApp, ViewJob, ViewPlaces, ViewPreview, Watch
+from sdserve.operations import (
+    END_OF_QUEUE,
+    Operation,
+    ViewApp,
+    ViewJob,
+    ViewPlaces,
+    ViewPreview,
+    Watch,
+)
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +230,7 @@ class Viewers:
         ids = [job_id for job_id in ids if job_id in self._watched]
         apps = sorted({self._watched[job_id].app for job_id in ids})
         looks: list[Operation[Any]] = [ViewJob(job_id=job_id) for job_id in ids]
-        looks += [ViewApp(app=app) for app in apps]
+        looks += [ViewApp(app=app, before=END_OF_QUEUE) for app in apps]
         outcomes = await self._store.run_all(looks)
         statuses: dict[str, AppStatus] = dict(zip(apps, outcomes[len(ids) :], strict=True))
         for job_id, found in zip(ids, outcomes, strict=False):
@@ -239,7 +247,7 @@ class Viewers:
     async def _look_at_queue(self, app: str) -> None:
         """Its jobs themselves have not changed: only their places, and what the app is doing."""
         parts = list(_batches(self._queued[app]))
-        looks: list[Operation[Any]] = [ViewApp(app=app)]
+        looks: list[Operation[Any]] = [ViewApp(app=app, before=END_OF_QUEUE)]
         looks += [ViewPlaces(app=app, job_ids=part) for part in parts]
         status, *places = await self._store.run_all(looks)
         for part, found in zip(parts, places, strict=True):

@@ -15,7 +15,8 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def main() -> None:
             parser.error("that stack's Redis is not found: set SD_STATE_DIR as it was")
         row = asyncio.run(measure(options.url, redis_url, options.pid, options.waiters))
     else:
-        row = _bare(options.waiters)
+        with bare_gateway() as (url, redis_url, pid):
+            row = asyncio.run(measure(url, redis_url, [pid], options.waiters))
     names = [
         "waiters", "answered 200", "too early", "KiB each", "Redis clients",
         "other requests, alone", "beside", "all woken in",
@@ -125,7 +127,9 @@ def main() -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def _bare(waiters: int) -> list[str]:
+@contextmanager
+def bare_gateway() -> Generator[tuple[str, str, int]]:
+    """A gateway of its own, bare under uvicorn: its URL, its Redis', its process."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(redis_url=None, state_dir=Path(folder))
         redis_url = ensure_redis(settings)
@@ -134,8 +138,7 @@ def _bare(waiters: int) -> list[str]:
         gateway = context.Process(target=_own_gateway, args=(redis_url, server))
         gateway.start()
         try:
-            url = f"http://127.0.0.1:{server.getsockname()[1]}"
-            return asyncio.run(measure(url, redis_url, [gateway.pid or 0], waiters))
+            yield f"http://127.0.0.1:{server.getsockname()[1]}", redis_url, gateway.pid or 0
         finally:
             gateway.kill()
             gateway.join()

@@ -1,10 +1,11 @@
 """An app: the Serve application of one checkpoint, its name, its specification, its state. Pure."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 from pydantic import TypeAdapter
 
@@ -12,6 +13,7 @@ from sdserve import __version__
 from sdserve.checkpoints import Checkpoint
 from sdserve.errors import AppNameCollisionError
 from sdserve.families import GenerationDefaults
+from sdserve.pace import Pace, Work
 
 GATEWAY = "gateway"  # the app at `/`
 
@@ -55,6 +57,34 @@ class AppSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadProgress:
+    """How far a replica's start is."""
+
+    seconds: float  # since it began; as the store tells it, until now
+    bytes: int  # of the checkpoint, read so far; a file that is read twice counts half each time
+    size: int  # bytes of the checkpoint
+    reading_seconds: float  # of `seconds`, from the first byte to the last
+
+    def later(self, seconds: float) -> Self:
+        """The same so many seconds after it was told."""
+        is_reading = 0 < self.bytes < self.size
+        return replace(
+            self,
+            seconds=self.seconds + seconds,
+            reading_seconds=self.reading_seconds + (seconds if is_reading else 0.0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadPace:
+    """What the last start of an app's replica took."""
+
+    seconds: float  # process, imports, weights
+    reading_seconds: float  # of these, while the checkpoint was being read
+    size: int  # bytes of the checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplicaPresence:
     """What a replica says of itself with every heartbeat."""
 
@@ -63,6 +93,30 @@ class ReplicaPresence:
     phase: str  # e.g. "reading file 43%", "ready"
     pid: int
     node: str
+    slots: int = 1  # jobs that it runs together
+    load: LoadProgress | None = None  # while it is LOADING
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningWork:
+    """A job on a replica, as far as the replica's last word tells it."""
+
+    job_id: str
+    owner: str  # replica id
+    work: Work | None  # None: not known
+    step: int  # done, of work.steps
+    seconds: float  # from the claim to that word
+    age: float  # seconds since that word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backlog:
+    """The work that a job has before it. Of very many jobs only the first are told one by one."""
+
+    before: str  # the job's id, or the end of the queue: then all that waits is told
+    position: int | None  # waiting jobs ahead; None: the job does not wait
+    queued: tuple[Work | None, ...]  # the first of those ahead, in order; None: not known
+    running: tuple[RunningWork, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +129,12 @@ class AppStatus:
     running: int
     replicas: tuple[ReplicaPresence, ...]
     broken_reason: str | None = None
-    seconds_per_job: float | None = None  # moving average of denoise + decode on this app
-    load_seconds: float | None = None  # the last measured start: process, imports, weights
+    pace: Pace = field(default_factory=Pace)  # what its jobs take
+    load: LoadPace | None = None  # what a start takes; None: none was measured
+    file_bytes: int | None = None  # of the checkpoint
     wished: bool = False  # somebody asked for a warm replica ahead of traffic (preload)
     device: str = "GPU"  # what a replica needs a free one of: "GPU" or "CPU"
+    backlog: Backlog | None = None  # where ViewApp was asked for it
 
 
 def app_name(checkpoint: Path) -> str:

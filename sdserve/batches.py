@@ -58,6 +58,7 @@ class BatchLine:
     app: str
     custom_id: str | None = None  # the client's own name for it
     priority: int = 0
+    webhook: str | None = None  # URL that is told of its job's end
     params: GenerationParams
 
 
@@ -178,18 +179,6 @@ class Part:
     def is_settled(self, batch: Batch) -> bool:
         """Whether nothing here changes any more."""
         return all(self.state(batch, line).status in _FINAL for line in self.lines)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchLimits:
-    """How much of batches the store takes. Room is counted in lines, in whole parts."""
-
-    lines: int = 100_000  # of one batch
-    upload_bytes: int = 64 * 2**20  # of one upload
-    client_room: int = (
-        100_000  # for a client's unfinished batches; a nameless one has no such bound
-    )
-    room: int = 300_000  # for all that are kept; the oldest finished ones make room for new ones
 
 
 _FINAL = frozenset((LineStatus.SUCCEEDED, LineStatus.FAILED, LineStatus.CANCELLED))

@@ -123,10 +123,10 @@ class IdempotencyConflictError(RequestError):
 
     code = "idempotency_conflict"
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, *, what: str = "job") -> None:
         super().__init__(
-            f"This Idempotency-Key belongs to job {job_id}, which was submitted with another body: "
-            "use a new key for a new request."
+            f"This Idempotency-Key belongs to {what} {job_id}, which was submitted with another "
+            "body: use a new key for a new request."
         )
         self.job_id = job_id
 

@@ -188,3 +188,14 @@ _FLOW_SCHEDULERS = ("flow_euler",)
 
 # Samplers that cannot take every number of steps: LCM distils 1000 timesteps into 50.
 MAX_STEPS: dict[str, int] = {"lcm": 50}
+
+
+def network_calls(scheduler: str, steps: int) -> int:
+    """How often a sampler calls the network for a picture of so many steps."""
+    match scheduler:
+        case "heun":  # twice a step, except the last
+            return 2 * steps - 1
+        case "pndm" if steps > 1:  # its second step twice
+            return steps + 1
+        case _:
+            return steps

@@ -32,6 +32,7 @@ HOOK_REST = PREFIX + "hook-rest:"  # hash per slow receiver: its failures, rests
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: what changed (news.py)
 PREVIEW = PREFIX + "preview:"  # hash per running job that is watched: its picture so far
 USAGE = PREFIX + "use:"  # hash per day (since 1970, UTC): client|app|metric -> integer; 400 days
+FEEDING = PREFIX + "feeding"  # string: a task feeds batches, or has been asked for
 CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next turn
 
 

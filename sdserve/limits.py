@@ -69,9 +69,20 @@ class ResultBudget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """How much of batches the store takes. Room is counted in lines, in whole parts."""
+
+    lines: int = 100_000  # of one batch
+    upload_bytes: int = 64 * 2**20  # of one upload
+    client_room: int = 100_000  # for a client's unfinished batches; a nameless one has no bound
+    room: int = 300_000  # for all that are kept; the oldest finished ones make room for new ones
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one submission must not exceed, besides the length of its app's queue."""
 
     jobs: int = 10_000  # accepted and not ended, of all apps
     client: Quotas = Quotas(jobs=1_000)  # of one client; a nameless one has no bounds of its own
     results: ResultBudget = field(default_factory=ResultBudget)
+    batches: BatchLimits = field(default_factory=BatchLimits)

@@ -7,7 +7,7 @@ connection, so one definition serves the blocking and the asyncio client (store.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache
@@ -15,12 +15,22 @@ from importlib.resources import files
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sdserve import keys
-from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
+from sdserve.apps import (
+    AppSpec,
+    AppState,
+    AppStatus,
+    Backlog,
+    LoadPace,
+    LoadProgress,
+    ReplicaPresence,
+    RunningWork,
+)
 from sdserve.batches import BatchPlace
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import Limits, ResultBudget
+from sdserve.pace import FADING, Line, Measured, Pace, Work
 from sdserve.usage import Spent, Usage
 
 # The keys that common.lua makes itself, by the names it has for them.
@@ -34,6 +44,9 @@ _KEYS_OF_COMMON = {
 
 Reply = TypeVar("Reply")
 Argument = str | int | float | bytes
+
+PACE_FIELDS = ("step", "picture", "file")  # of Pace, and with `pace_` before them of keys.APP
+END_OF_QUEUE = "end"  # no job's id
 
 
 class Operation(Generic[Reply]):
@@ -141,6 +154,7 @@ class Submit(Operation[Submitted]):
             self.webhook or "", place.batch, place.line, place.previous,
             int(self.line_ttl.total_seconds()), self.params.num_images, _bound(quotas.queued),
             _bound(quotas.images_per_day), _bound(quotas.gpu_seconds_per_day),
+            Work.of(self.params).to_text(),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:
@@ -222,7 +236,6 @@ class Beat(Operation[list[Pulse]]):
     script: ClassVar[str] = "beat"
     app: str
     presence: ReplicaPresence
-    slots: int
     lease: timedelta
     jobs: Sequence[JobProgress]
 
@@ -232,7 +245,7 @@ class Beat(Operation[list[Pulse]]):
 
     @property
     def arguments(self) -> list[Argument]:
-        presence = json.dumps({**asdict(self.presence), "slots": self.slots})
+        presence = json.dumps(asdict(self.presence))
         lease = _milliseconds(self.lease)
         arguments: list[Argument] = [
             keys.JOB, lease, self.presence.id, presence, lease, keys.CHANNEL + self.app,
@@ -268,7 +281,7 @@ class Finish(Operation[Ending]):
     image_seeds: Sequence[int] = ()
     metrics: ComputeMetrics | None = None
     error: JobFailure | None = None
-    seconds: float = 0.0  # of the replica's time: the moving average behind every ETA
+    measured: Measured | None = None  # of a succeeded job: the app's pace learns from it
     spent: Spent = field(default_factory=Spent)
 
     @property
@@ -291,10 +304,12 @@ class Finish(Operation[Ending]):
 
     @property
     def arguments(self) -> list[Argument]:
+        observations = self.measured.observations if self.measured else []
         return [
             self.job_id, self.fence, self.status, self.meta,
-            int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, round(self.seconds, 4),
-            *_budget(self.results), json.dumps(asdict(self.spent)),
+            int(self.job_ttl.total_seconds()), keys.CHANNEL + self.app, *_budget(self.results),
+            json.dumps(asdict(self.spent)), FADING,
+            *(part for pair in observations for part in pair),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Ending:
@@ -417,10 +432,12 @@ class Drain(Operation[int]):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewApp(Operation[AppStatus]):
-    """An app at one moment."""
+    """An app at one moment; with the work before a job, if that is asked for."""
 
     script: ClassVar[str] = "view_app"
     app: str
+    before: str | None = None  # a job's id, or END_OF_QUEUE
+    limit: int = 100  # jobs told one by one, of those that wait and of those that run
 
     @property
     def keys(self) -> list[str]:
@@ -429,31 +446,25 @@ class ViewApp(Operation[AppStatus]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return []
+        return [keys.JOB, self.before or "", self.limit]
 
     def read(self, reply: Any) -> AppStatus:
-        now, queued, running, texts, (broken, seconds_per_job, load_seconds, wish, device) = reply
-        replicas, slots = list[ReplicaPresence](), 0
-        for text in texts:
-            fields = json.loads(text)
-            presence = ReplicaPresence(
-                id=fields["id"], state=AppState(fields["state"]), phase=fields["phase"],
-                pid=fields["pid"], node=fields["node"],
-            )  # fmt: skip
-            replicas.append(presence)
-            slots += fields["slots"] if presence.state is not AppState.LOADING else 0
-        replicas.sort(key=lambda presence: presence.id)
+        now, queued, running, presences, notes, work = reply
+        broken, wish, device, file_bytes, load, *lines = texts(notes)
+        replicas = sorted((_presence(text, now) for text in presences), key=lambda told: told.id)
         return AppStatus(
-            state=app_state(replicas, slots, queued + running, broken=broken is not None),
+            state=app_state(replicas, queued + running, broken=broken is not None),
             phase=replicas[0].phase if replicas else None,
             queued=queued,
             running=running,
             replicas=tuple(replicas),
-            broken_reason=broken.decode() if broken else None,
-            seconds_per_job=float(seconds_per_job) if seconds_per_job else None,
-            load_seconds=float(load_seconds) if load_seconds else None,
+            broken_reason=broken,
+            pace=Pace(**dict(zip(PACE_FIELDS, map(Line.from_text, lines), strict=True))),
+            load=LoadPace(**json.loads(load)) if load else None,
+            file_bytes=int(file_bytes) if file_bytes else None,
             wished=wish is not None and float(wish) > now,
-            device=device.decode() if device else "GPU",
+            device=device or "GPU",
+            backlog=_backlog(self.before, work) if self.before else None,
         )
 
 
@@ -628,10 +639,9 @@ def script_text(name: str) -> str:
     return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"
 
 
-def app_state(
-    replicas: Sequence[ReplicaPresence], slots: int, work: int, *, broken: bool
-) -> AppState:
-    """What an app with these live replicas, ready slots and unfinished jobs can do."""
+def app_state(replicas: Sequence[ReplicaPresence], work: int, *, broken: bool) -> AppState:
+    """What an app with these live replicas and so many unfinished jobs can do."""
+    slots = sum(replica.slots for replica in replicas if replica.state is not AppState.LOADING)
     if broken:
         return AppState.BROKEN
     if not replicas:
@@ -639,6 +649,43 @@ def app_state(
     if slots == 0:
         return AppState.LOADING
     return AppState.BUSY if work >= slots else AppState.READY
+
+
+def texts(values: Any) -> list[str | None]:
+    """Redis' bytes as text."""
+    return [value.decode() if value else None for value in values]
+
+
+def _presence(text: bytes, now: int) -> ReplicaPresence:
+    """As a replica told it; how long it has been loading is counted on until now."""
+    fields: dict[str, Any] = json.loads(text)
+    told, load, _ = fields.pop("told"), fields.pop("load"), fields.pop("until")
+    state = AppState(fields.pop("state"))
+    presence = ReplicaPresence(state=state, **fields)
+    if load is None:
+        return presence
+    return replace(presence, load=LoadProgress(**load).later((now - told) / 1000))
+
+
+def _backlog(before: str, reply: Any) -> Backlog:
+    position, queued, running = reply
+    works = [Work.from_text(text) if text else None for text in texts(queued)]
+    return Backlog(
+        before=before,
+        position=position,
+        queued=tuple(works),
+        running=tuple(
+            RunningWork(
+                job_id=job_id.decode(),
+                owner=owner.decode(),
+                work=Work.from_text(work.decode()) if work else None,
+                step=int(step),
+                seconds=seconds / 1000,
+                age=age / 1000,
+            )
+            for job_id, owner, work, step, seconds, age in running
+        ),
+    )
 
 
 def _bound(bound: int | None) -> Argument:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sdserve.errors import SdServeError
-from sdserve.limits import Limits, Quotas, Rate, ResultBudget
+from sdserve.limits import BatchLimits, Limits, Quotas, Rate, ResultBudget
 from sdserve.loopback import is_loopback
 from sdserve.secret import Secret
 from sdserve.webhook_signature import parse_secrets
@@ -131,6 +131,13 @@ class Settings(BaseSettings):
             return self.auth is Auth.ON
         return not is_loopback(self.http_host)
 
+    max_batch_lines: int = Field(default=100_000, ge=1, validation_alias="SD_MAX_BATCH_LINES")
+    max_batch_bytes: int = Field(
+        default=64 * 2**20, ge=2**10, validation_alias="SD_MAX_BATCH_BYTES"
+    )
+    batch_room: int = Field(default=300_000, ge=1, validation_alias="SD_BATCH_ROOM")
+    batch_room_per_key: int = Field(default=100_000, ge=1, validation_alias="SD_BATCH_ROOM_PER_KEY")
+
     @property
     def limits(self) -> Limits:
         return Limits(
@@ -144,6 +151,12 @@ class Settings(BaseSettings):
             ),
             results=ResultBudget(
                 bytes=self.redis_memory_bytes, ttl=self.result_ttl, keep=self.result_min_ttl
+            ),
+            batches=BatchLimits(
+                lines=self.max_batch_lines,
+                upload_bytes=self.max_batch_bytes,
+                room=self.batch_room,
+                client_room=self.batch_room_per_key,
             ),
         )
 

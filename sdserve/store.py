@@ -4,8 +4,10 @@ Replicas, tasks and commands block; the HTTP edge does not (async_store.py). All
 operations and their scripts; this is the I/O.
 """
 
+import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,11 +26,11 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from sdserve import keys
-from sdserve.apps import AppSpec, AppStatus
+from sdserve.apps import AppSpec, AppStatus, LoadPace
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import StoreFullError, StoreUnavailableError
 from sdserve.news import APP_CHANGED
-from sdserve.operations import Drain, Operation, ViewApp, script_text
+from sdserve.operations import Drain, Operation, ViewApp, script_text, texts
 
 Reply = TypeVar("Reply")
 
@@ -117,10 +119,10 @@ class RedisJobStore:
             self._redis.hdel(keys.REPLICAS + app, replica)
             self._redis.publish(keys.CHANNEL + app, APP_CHANGED)
 
-    def note_load(self, app: str, seconds: float) -> None:
-        """Remember how long a start took, for the next cold ETA; it ends a run of failures."""
+    def note_load(self, app: str, load: LoadPace) -> None:
+        """Remember what a start took, for the next cold ETA; it ends a run of failures."""
         with store_errors():
-            self._redis.hset(keys.APP + app, "load_seconds", str(round(seconds, 2)))
+            self._redis.hset(keys.APP + app, "load", json.dumps(asdict(load)))
             self._redis.hdel(keys.APP + app, "load_failures")
 
     def count_load_failure(self, app: str) -> int:
@@ -161,7 +163,9 @@ class RedisJobStore:
         with store_errors():
             self._redis.hset(keys.APPS, spec.name, spec.to_json())
             device = "GPU" if spec.num_gpus else "CPU"
-            self._redis.hset(keys.APP + spec.name, "device", device)
+            size = sum(file.size for file in spec.checkpoint.files)
+            facts = ["device", device, "file_bytes", str(size)]
+            self._redis.hset(keys.APP + spec.name, items=facts)
 
     def unregister_app(self, app: str) -> None:
         with store_errors():
@@ -231,8 +235,3 @@ def apps_of(fields: Any) -> list[str]:
     """The names of apps among the fields of `keys.LOAD`."""
     names: list[list[str]] = [field.decode().split(":", 1) for field in sorted(fields)]
     return [name[1] for name in names if name[0] == "app"]
-
-
-def texts(values: Any) -> list[str | None]:
-    """Redis' bytes as text."""
-    return [value.decode() if value else None for value in values]

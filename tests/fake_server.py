@@ -18,8 +18,11 @@ import anyio
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 APP = "sd-tiny"
+BATCH = "01a20894-464e-7ebd-800d-5bcb0e3d2168"
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -79,6 +82,9 @@ class FakeServer:
         self.polls = 0
         self.cut_streams = 0  # break so many event streams after their first event
         self.open_streams = 0
+        self.batch_lines: list[dict[str, Any]] = []  # of the one batch
+        self.batch_keys: list[str] = []
+        self.cursors: list[int] = []  # of each request for its results
         self.usage_asked: list[dict[str, str]] = []
         self.streams: list[str | None] = []  # the Last-Event-ID of each stream asked for
         self.keys_sent: list[str | None] = []  # the Authorization of each request
@@ -127,16 +133,16 @@ class FakeServer:
             self._thread.join(10)
             self._uvicorn = None
 
-    def _app(self) -> FastAPI:
+    def _app(self) -> ASGIApp:
         app = FastAPI()
-
-        @app.middleware("http")
-        async def refuse(request: Request, call_next: Callable[[Request], Any]) -> Response:
-            self.keys_sent.append(request.headers.get("authorization"))
-            return self.refusals.pop(0) if self.refusals else await call_next(request)
 
         for method, path, answer in (
             ("POST", "/{name}/v1/generate", self._generate),
+            ("POST", "/v1/batches", self._create_batch),
+            ("GET", "/v1/batches/{batch_id}", self._batch),
+            ("DELETE", "/v1/batches/{batch_id}", self._batch),
+            ("GET", "/v1/batches/{batch_id}/results", self._batch_results),
+            ("GET", "/v1/batches/{batch_id}/images.zip", self._batch_zip),
             ("GET", "/v1/jobs", self._list_jobs),
             ("GET", "/v1/usage", self._usage),
             ("GET", "/v1/jobs/{job_id}", self._get_job),
@@ -146,7 +152,13 @@ class FakeServer:
             ("GET", "/v1/models", self._models),
         ):
             app.add_api_route(path, answer, methods=[method], response_model=None)
-        return app
+
+        # No middleware of FastAPI's: it would end an answer that breaks off as if it were whole.
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            self.keys_sent.append(Headers(scope=scope).get("authorization"))
+            await (self.refusals.pop(0) if self.refusals else app)(scope, receive, send)
+
+        return refuse
 
     async def _get_job(self, job_id: str, wait: float = 0) -> Response:
         self.polls += 1
@@ -156,6 +168,52 @@ class FakeServer:
             return problem(410, "job_expired", f"Job {job_id} has expired.")
         await _end_of(job, wait)
         return JSONResponse(self._view(job))
+
+    async def _create_batch(self, request: Request, app: str, defaults: str = "{}") -> Response:
+        self.batch_keys.append(request.headers["idempotency-key"])
+        given = json.loads(defaults)
+        lines = (await request.body()).splitlines()
+        self.batch_lines = [{"app": app, **given, **json.loads(line)} for line in lines]
+        return JSONResponse(self._batch_view("accepted"), 202)
+
+    async def _batch(self, batch_id: str, request: Request) -> Response:
+        if batch_id != BATCH:
+            return problem(404, "batch_not_found", f"No batch has the id '{batch_id}'.")
+        return JSONResponse(
+            self._batch_view("cancelling" if request.method == "DELETE" else "running")
+        )
+
+    def _batch_view(self, status: str) -> dict[str, Any]:
+        count = len(self.batch_lines)
+        counts = {"waiting": count, "active": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+        return {"id": BATCH, "status": status, "lines": count, "counts": counts, "links": {}}
+
+    async def _batch_results(self, batch_id: str, cursor: int = 0) -> Response:
+        self.cursors.append(cursor)
+
+        async def parts() -> AsyncIterator[bytes]:
+            for number, line in enumerate(self.batch_lines[cursor:], cursor + 1):
+                told = {"line": number, "app": line["app"], "status": "succeeded", "seed": number}
+                yield json.dumps(told).encode()[:10]
+                if number == 3:
+                    self._cut()
+                yield json.dumps(told).encode()[10:] + b"\n"
+
+        return StreamingResponse(parts(), media_type="application/x-ndjson")
+
+    async def _batch_zip(self, batch_id: str) -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                yield PNG * 1000
+                await anyio.sleep(0.01)
+                self._cut()
+
+        return StreamingResponse(parts(), media_type="application/zip")
+
+    def _cut(self) -> None:
+        if self.cut_streams:
+            self.cut_streams -= 1
+            raise ConnectionAbortedError  # in the middle of a chunked body
 
     async def _list_jobs(
         self, limit: int, cursor: int = 0, app: str = APP, status: str | None = None
@@ -209,9 +267,7 @@ class FakeServer:
                     uri = f"data:image/webp;base64,{base64.b64encode(picture(version)).decode()}"
                     data = json.dumps(step | {"image": uri})
                     yield f"event: preview\ndata: {data}\n\n".encode()
-                if self.cut_streams:
-                    self.cut_streams -= 1
-                    raise ConnectionAbortedError  # in the middle of a chunked body
+                self._cut()
             await anyio.sleep(0.005)
 
     def _version(self, job: FakeJob) -> int:

@@ -1,10 +1,12 @@
 """A receiver of webhooks on a port of its own, with a mind of its own."""
 
+import hmac
 import http.server
 import socket
 import ssl
 import struct
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
@@ -99,3 +101,11 @@ class Receiver:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+def is_signed(request: Received, secret: str) -> bool:
+    """As the documentation tells a receiver to check."""
+    signed = f"{request.event}.{request.headers['webhook-timestamp']}.".encode() + request.body
+    digest = hmac.digest(b64decode(secret.removeprefix("whsec_")), signed, "sha256")
+    given = request.headers["webhook-signature"].split()
+    return f"v1,{b64encode(digest).decode()}" in given

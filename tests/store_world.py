@@ -8,7 +8,7 @@ from typing import Any
 from redis import Redis
 
 from sdserve import keys
-from sdserve.apps import AppState, ReplicaPresence
+from sdserve.apps import AppState, LoadProgress, ReplicaPresence
 from sdserve.jobs import ClaimedJob, Job, JobStatus, Preview
 from sdserve.operations import (
     Admission,
@@ -90,13 +90,14 @@ class World:
         lease: timedelta = LEASE,
         step: int = 3,
         phase: str = "ready",
+        load: LoadProgress | None = None,
     ) -> list[Pulse]:
-        presence = ReplicaPresence(id=replica, state=state, phase=phase, pid=1, node="n")
+        presence = ReplicaPresence(id=replica, state=state, phase=phase, pid=1, node="n", load=load)
         told = [
             JobProgress(job_id=job.id, fence=job.fence, step=step, phase=f"step {step} of 20")
             for job in jobs
         ]
-        return self.store.run(Beat(app=APP, presence=presence, slots=1, lease=lease, jobs=told))
+        return self.store.run(Beat(app=APP, presence=presence, lease=lease, jobs=told))
 
     def take(self, patience: timedelta = LEASE) -> list[str]:
         """Due webhook events."""

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from sdserve import keys
 from sdserve.errors import StoreUnavailableError
 from workers.task_queue import QueueName
-from workers.tasks import enqueue_retention
+from workers.tasks import enqueue_feed, enqueue_retention
 from workers.webhooks import SWEEP_INTERVAL, sweep
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ CHORES: Mapping[QueueName, Sequence[Chore]] = {
     QueueName.SIDE_WORK: (
         Chore(name="retention", interval=timedelta(minutes=5), work=enqueue_retention),
     ),
+    QueueName.BATCHES: (Chore(name="feed", interval=timedelta(seconds=1), work=enqueue_feed),),
     QueueName.WEBHOOKS: (Chore(name="webhooks", interval=SWEEP_INTERVAL, work=sweep),),
 }
 

@@ -44,6 +44,8 @@ class Denoising:
     latents: Tensor  # [1, L, H/8, W/8], on device; L = 4, for SD 3 16
     canvas: Tensor | None = None  # [1, 5, H/8, W/8]: mask and masked picture, of inpainting models
     calls_done: int = 0  # of the network
+    is_watched: bool = False  # the next step notes what it foresees
+    foreseen: Tensor | None = None  # the latents without noise after such a step, as `latents`
 
     @property
     def rows(self) -> int:

@@ -14,9 +14,12 @@ from sdserve.errors import OutOfMemoryError
 from sdserve.families import SCHEDULERS, Kind, defaults_of
 from sdserve.generation import GenerationParams, ImageFormat
 from workers.denoising import Denoiser, Denoising, Pipeline
+from workers.foresight import SWATCH, fit_palette, foresee, paint
 from workers.memory import memory_guard
 from workers.transformer import TransformerDenoiser
 from workers.unet import UNetDenoiser
+
+PREVIEW_SIDE = 128  # pixels
 
 
 class DiffusionEngine:
@@ -30,6 +33,7 @@ class DiffusionEngine:
         self._pipeline = pipeline
         self._kind = kind
         self._device = torch.device(device)
+        self._palette: Tensor | None = None  # [L + 1, 3], once a picture was watched
         self._denoiser: Denoiser = (
             TransformerDenoiser(pipeline, device=self._device)
             if kind.family.is_sd3
@@ -92,8 +96,13 @@ class DiffusionEngine:
             return
         with torch.inference_mode():
             for denoising, prediction in zip(batch, predictions, strict=True):
+                output = _guide(prediction, denoising.params.guidance_scale)
+                if denoising.is_watched:
+                    denoising.foreseen = foresee(
+                        denoising.scheduler, denoising.calls_done, denoising.latents, output
+                    )
                 denoising.latents = denoising.scheduler.step(
-                    _guide(prediction, denoising.params.guidance_scale),
+                    output,
                     denoising.timesteps[denoising.calls_done],
                     denoising.latents,
                     **denoising.step_options,
@@ -125,6 +134,20 @@ class DiffusionEngine:
                     vae.disable_tiling()
             image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float()
             return (image * 255).round().to(torch.uint8).cpu().numpy()
+
+    def paint(self, foreseen: Tensor) -> NDArray[np.uint8]:
+        """What a step foresaw, [h, w, 3], no side longer than PREVIEW_SIDE.
+
+        Raises:
+            OutOfMemoryError: the first call runs the VAE, on a small picture.
+        """
+        with torch.inference_mode():
+            if self._palette is None:
+                pipeline = self._pipeline
+                factor = pipeline.vae_scale_factor
+                with memory_guard(SWATCH * factor, SWATCH * factor):
+                    self._palette = fit_palette(pipeline.vae, factor, self._device)
+            return paint(foreseen, self._palette, PREVIEW_SIDE).cpu().numpy()
 
     def warm(self) -> None:
         """One small picture in one step: the first call of each part pays for its set-up."""

@@ -139,7 +139,7 @@ class Finisher:
                 result_keys=result_keys or [],
                 image_seeds=image_seeds or [],
                 metrics=metrics if is_success else None,
-                seconds=sum(run.seconds.values()) if is_success else 0.0,
+                measured=run.measured if is_success else None,
                 spent=Spent.of(metrics, steps=run.steps_done),
             )
             if patiently(lambda: self._store.run(finish)) is Ending.LOST:

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 
-from sdserve.apps import AppState, ReplicaPresence
+from sdserve.apps import AppState, LoadProgress, ReplicaPresence
 from sdserve.errors import StoreUnavailableError
 from sdserve.jobs import ClaimedJob
 from sdserve.operations import Beat, JobProgress, Pulse
@@ -33,13 +33,11 @@ class Heartbeat:
         app: str,
         presence: ReplicaPresence,
         *,
-        slots: int,
         lease: timedelta,
     ) -> None:
         self._store = store
         self._app = app
         self._presence = presence
-        self._slots = slots
         self._lease = lease
         self._jobs: dict[Claimed, JobProgress] = {}
         self._pulses: dict[Claimed, Pulse] = {}
@@ -51,10 +49,10 @@ class Heartbeat:
     def start(self) -> None:
         self._thread.start()
 
-    def announce(self, state: AppState, phase: str) -> None:
-        """Say what the replica is doing."""
+    def announce(self, state: AppState, phase: str, load: LoadProgress | None = None) -> None:
+        """Say what the replica is doing, and how far its start is while it loads."""
         with self._lock:
-            self._presence = replace(self._presence, state=state, phase=phase)
+            self._presence = replace(self._presence, state=state, phase=phase, load=load)
         self._changed.set()
 
     def hold(self, job: ClaimedJob) -> None:
@@ -121,7 +119,7 @@ class Heartbeat:
     def _beat(self, lease: timedelta) -> None:
         with self._lock:
             presence, jobs = self._presence, list(self._jobs.values())
-        beat = Beat(app=self._app, presence=presence, slots=self._slots, lease=lease, jobs=jobs)
+        beat = Beat(app=self._app, presence=presence, lease=lease, jobs=jobs)
         pulses = self._store.run(beat)
         with self._lock:
             for job, pulse in zip(jobs, pulses, strict=True):

@@ -30,15 +30,21 @@ _LIBRARIES = "workers.assembly"  # imports torch, transformers and diffusers
 
 
 def load_engine(
-    checkpoint: Checkpoint, *, device: str, threads: int, on_phase: Callable[[str], None]
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    threads: int,
+    on_phase: Callable[[str], None],
+    on_share: Callable[[float], None] = lambda _: None,
 ) -> "DiffusionEngine":
-    """Load a checkpoint onto a device. `on_phase` is called in this thread, or in readers of its.
+    """Load a checkpoint onto a device. The callables run in this thread, or in readers of its.
 
     Args:
         checkpoint: what to load.
         device: "cpu", "cuda" or "cuda:N".
         threads: of torch on the CPU; more than the replica's cores makes it several times slower.
         on_phase: told in words what happens now.
+        on_share: told what share of all reading is done, 0..1, before the phase that goes with it.
 
     Raises:
         CheckpointError: a file cannot be read, was replaced, or does not fit its kind.
@@ -52,7 +58,7 @@ def load_engine(
     # Huge pages for torch's large tensors: a model is cast 4.6 times as fast (docs/performance.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _refuse_replaced(checkpoint)
-    phases = _Phases(on_phase)
+    phases = _Phases(on_phase, on_share)
     if not phases.is_imported:
         _import_libraries(checkpoint, phases.reading)
         phases.is_imported = True
@@ -126,14 +132,18 @@ def _import_libraries(checkpoint: Checkpoint, on_percent: Callable[[int], None])
 class _Phases:
     """Tells how much has been read, every 5 percent; after all of it, what comes then."""
 
-    def __init__(self, on_phase: Callable[[str], None]) -> None:
+    def __init__(self, on_phase: Callable[[str], None], on_share: Callable[[float], None]) -> None:
         self._on_phase = on_phase
+        self._on_share = on_share
         self._told = -5
         self.is_imported = _LIBRARIES in sys.modules
+        self._passes = 1 if self.is_imported else 2  # over the file
 
     def reading(self, percent: int) -> None:
         if percent >= self._told + 5 or percent == 100:
             self._told = percent
+            done = self._passes - 1 if self.is_imported else 0
+            self._on_share((done + percent / 100) / self._passes)
             self._on_phase(f"reading file {percent}%")
         if percent == 100:
             self._told = -5

@@ -29,6 +29,7 @@ from workers.finisher import Finisher, failure_of
 from workers.heartbeat import Heartbeat
 from workers.loading import load_engine, refuse_changed
 from workers.metering import Meter
+from workers.previews import Previews
 from workers.replica_settings import ReplicaSettings
 from workers.run import JobRun
 from workers.startup import Startup
@@ -36,6 +37,7 @@ from workers.stopwatch import Section, Stopwatch, shares
 from workers.watchdog import LAST_WORDS, Watchdog, end_process_in, spare_process
 
 if TYPE_CHECKING:  # imported by load_engine, after the file has begun to be read
+    from workers.denoising import Denoising
     from workers.engine import DiffusionEngine
 
 log = logging.getLogger(__name__)
@@ -87,10 +89,12 @@ class Puller:
             phase="starting a process",
             pid=os.getpid(),
             node=platform.node(),
+            slots=spec.slots,
         )
         store = RedisJobStore(connect(settings.redis_url))
-        self._heart = Heartbeat(store, spec.name, presence, slots=spec.slots, lease=settings.lease)
+        self._heart = Heartbeat(store, spec.name, presence, lease=settings.lease)
         self._finisher = Finisher(spec, settings, self._store, self._heart, self._id)
+        self._previews = Previews(spec.name, self._store, self._heart)
         self._watchdog = Watchdog(self.die)
         self._startup = Startup(spec, settings, self._store, self._heart, self._watchdog)
         self._started, self._stopping = threading.Event(), threading.Event()
@@ -121,6 +125,7 @@ class Puller:
             self._thread.join(grace.total_seconds())
         self._gone.set()
         self._hand_back()  # here, not in the engine thread: its step may take long yet
+        self._previews.close()
         self._finisher.close()
         self._watchdog.stop()
         with suppress(StoreUnavailableError):  # the presence runs out by itself
@@ -144,6 +149,7 @@ class Puller:
         end_process_in(LAST_WORDS)
         if not self._started.is_set():
             self._startup.failed(reason)
+        self._previews.close()
         self._finisher.close()
         try:
             self._heart.surrender()
@@ -249,7 +255,7 @@ class Puller:
         """Stop what the user cancelled and what another replica has taken over."""
         for run in list(self._active):
             pulse = self._heart.pulse(run.job)
-            if pulse is Pulse.OK:
+            if pulse in (Pulse.OK, Pulse.WATCHED):
                 continue
             if pulse is Pulse.CANCEL:
                 self._retire(run, lambda run=run: self._finisher.end(run, JobStatus.CANCELLED))
@@ -277,10 +283,33 @@ class Puller:
             for run, share in zip(batch, shares([one.rows for one in pictures]), strict=True):
                 run.add("denoise", section, share)
 
+        for run, picture in zip(batch, pictures, strict=True):
+            picture.is_watched = self._previews.wants(run)
         with self._stopwatch.section(bill):
             engine.step(pictures)
-        for run in batch:
+        for run, picture in zip(batch, pictures, strict=True):
             self._heart.progress(run.job, step=run.steps_done, phase=run.phase)
+            if picture.is_watched:
+                self._preview(engine, run, picture)
+
+    def _preview(self, engine: "DiffusionEngine", run: JobRun, picture: "Denoising") -> None:
+        """Show what the step foresaw. Whatever goes wrong with that, the job goes on.
+
+        Raises:
+            RuntimeError: the device is lost.
+        """
+        foreseen, picture.foreseen = picture.foreseen, None
+        if foreseen is None:
+            return
+        try:
+            self._previews.show(run, engine.paint(foreseen))
+        except Exception as error:
+            from workers.device import is_device_lost  # imports torch, as the engine has
+
+            if is_device_lost(error):
+                raise
+            log.exception("%s: no previews of this model", self._spec.name)
+            self._previews.give_up()
 
     def _decode(self, engine: "DiffusionEngine", run: JobRun) -> None:
         assert run.denoising is not None  # noqa: S101 (only done runs come here)

@@ -1,6 +1,7 @@
 """One claimed job on its way through the engine: its pictures so far, and where the time went."""
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdserve.jobs import ClaimedJob
+from sdserve.pace import Measured, Work
 from workers.energy import Window
 from workers.metering import Meter
 from workers.stopwatch import Section
@@ -30,6 +32,8 @@ class JobRun:
         default_factory=lambda: dict.fromkeys(("encode", "denoise", "decode", "image_encode"), 0.0)
     )
     claimed_at: float = field(default_factory=time.monotonic)
+    preview: Future[None] | None = None  # that was asked for last
+    preview_at: float = 0.0  # monotonic
     cpu_seconds: float = 0.0
     gpu_seconds: float | None = None
     peak_allocated_mb: float | None = None
@@ -48,6 +52,16 @@ class JobRun:
         if self.steps_done < total:
             return f"step {self.steps_done} of {total}"
         return "encoding the image"
+
+    @property
+    def measured(self) -> Measured:
+        """What it took, once it is done."""
+        return Measured(
+            work=Work.of(self.job.params),
+            denoise_seconds=self.seconds["denoise"],
+            picture_seconds=self.seconds["encode"] + self.seconds["decode"],
+            file_seconds=self.seconds["image_encode"],
+        )
 
     def add(self, part: str, section: Section, share: float = 1.0) -> None:
         """Bill this job for its share of a section of the engine's work."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sdserve.apps import AppSpec, AppState
+from sdserve.apps import AppSpec, AppState, LoadPace, LoadProgress
 from sdserve.errors import CheckpointError
 from sdserve.jobs import JobFailure
 from sdserve.operations import Drain
@@ -39,6 +39,11 @@ class Startup:
         self._store = store
         self._heart = heart
         self._watchdog = watchdog
+        self._born = time.monotonic()
+        self._size = sum(file.size for file in spec.checkpoint.files)
+        self._share = 0.0  # of all reading
+        self._reading_since: float | None = None
+        self._reading_seconds = 0.0
 
     def load(
         self, load_engine: Callable[..., "DiffusionEngine"], *, device: str, born: float
@@ -49,6 +54,7 @@ class Startup:
             SdServeError: not this time; whoever ends the replica calls `failed`.
         """
         spec = self._spec
+        self._born = born
         self._on_phase("starting a process")
         broken = patiently(lambda: self._store.app_status(spec.name)).broken_reason
         if broken is not None:
@@ -67,12 +73,14 @@ class Startup:
                 device=device,
                 threads=max(1, int(spec.num_cpus)),
                 on_phase=self._on_phase,
+                on_share=self._on_share,
             )
         except CheckpointError as error:
             self.break_app(error.reason)
             return None
         seconds = time.monotonic() - born
-        patiently(lambda: self._store.note_load(spec.name, seconds))
+        pace = LoadPace(seconds=seconds, reading_seconds=self._reading_seconds, size=self._size)
+        patiently(lambda: self._store.note_load(spec.name, pace))
         log.info("%s: ready after %.1f s", spec.name, seconds)
         return engine
 
@@ -96,6 +104,18 @@ class Startup:
         patiently(lambda: self._store.drain(drain))
 
     def _on_phase(self, phase: str) -> None:
-        self._heart.announce(AppState.LOADING, phase)
+        progress = LoadProgress(
+            seconds=time.monotonic() - self._born,
+            bytes=int(self._share * self._size),
+            size=self._size,
+            reading_seconds=self._reading_seconds,
+        )
+        self._heart.announce(AppState.LOADING, phase, progress)
         limit = self._settings.load_timeout.total_seconds()
         self._watchdog.expect(f"Loading ({phase})", limit)
+
+    def _on_share(self, share: float) -> None:
+        now = time.monotonic()
+        if self._reading_since is None:
+            self._reading_since = now
+        self._share, self._reading_seconds = share, now - self._reading_since

@@ -31,11 +31,13 @@ class QueueName(StrEnum):
     """
 
     SIDE_WORK = "side-work"
+    BATCHES = "batches"  # apart: feeding follows the replicas, and side work may take minutes
     WEBHOOKS = "webhooks"  # apart: a slow receiver holds up nothing else
 
 
 ALLOWED = frozenset(
     {
+        "workers.tasks.feed",
         "workers.tasks.hash_checkpoint",
         "workers.tasks.preload",
         "workers.tasks.retention",

@@ -9,12 +9,14 @@ from pathlib import Path
 from redis import Redis
 from rq import Retry
 
+from sdserve import keys
 from sdserve.apps import AppState
 from sdserve.checkpoints import ModelFile
 from sdserve.redis_server import ensure_redis
 from sdserve.settings import read_settings
 from sdserve.store import RedisJobStore, connect
-from workers.task_queue import FAILURE_TTL, RESULT_TTL, task_queue
+from workers.feeder import Feeder
+from workers.task_queue import FAILURE_TTL, RESULT_TTL, QueueName, task_queue
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,10 @@ LOOK_INTERVAL = 0.5  # seconds
 # Until then a job whose record has expired answers 410 (gone), afterwards 404 (unknown).
 REMEMBERED = timedelta(days=7)
 TRIM_BATCH = 1000
+FEED_SPAN = 30  # seconds of one task
+FEED_INTERVAL = 0.2  # seconds between two rounds: a model that draws 200 a second is never short
+FEED_PATIENCE = 5  # seconds without a round: then the task is lost, and another is asked for
+FEED_FAILURE_TTL = 3600  # seconds
 HASH_LIMIT = 3600  # seconds; 14 GB from a slow share
 
 
@@ -65,6 +71,42 @@ def hash_checkpoint(path: str) -> str | None:
         return None
     store.note_sha256(file, sha256)
     return sha256
+
+
+def feed() -> int:
+    """Hand over lines of batches for a while, and ask for the next one to go on. Returns rounds."""
+    settings = read_settings()
+    redis = connect(ensure_redis(settings), reply_timeout=5)
+    feeder = Feeder(
+        RedisJobStore(redis),
+        limits=settings.limits,
+        job_ttl=settings.job_ttl,
+        line_ttl=settings.result_ttl,
+    )
+    end, rounds = time.monotonic() + FEED_SPAN, 0
+    while True:
+        began = time.monotonic()
+        redis.set(keys.FEEDING, "1", ex=FEED_PATIENCE)
+        rounds += 1
+        if not feeder.round():
+            redis.delete(keys.FEEDING)
+            return rounds
+        if began > end:
+            _enqueue_feed(redis)
+            return rounds
+        time.sleep(max(0.0, FEED_INTERVAL - (time.monotonic() - began)))
+
+
+def enqueue_feed(redis: Redis) -> None:
+    """Ask a worker to feed batches, when there are some and nobody has fed them lately."""
+    if redis.zcard(keys.OPEN_BATCHES) and redis.set(keys.FEEDING, "1", nx=True, ex=FEED_PATIENCE):
+        _enqueue_feed(redis)
+
+
+def _enqueue_feed(redis: Redis) -> None:
+    task_queue(redis, QueueName.BATCHES).enqueue(
+        feed, job_timeout=FEED_SPAN + 60, result_ttl=0, failure_ttl=FEED_FAILURE_TTL
+    )
 
 
 def enqueue_hash(redis: Redis, path: Path) -> None:

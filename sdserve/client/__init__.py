@@ -18,6 +18,9 @@ from sdserve.client.errors import (
 )
 from sdserve.client.sync_client import SdClient
 from sdserve.client.views import (
+    BatchCounts,
+    BatchLineView,
+    BatchView,
     JobEvent,
     JobView,
     Picture,
@@ -32,6 +35,9 @@ __all__ = [
     "DEFAULT_URL",
     "ApiError",
     "AsyncSdClient",
+    "BatchCounts",
+    "BatchLineView",
+    "BatchView",
     "ClientError",
     "InvalidUrlError",
     "JobEvent",

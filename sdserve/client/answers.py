@@ -1,5 +1,6 @@
 """Successful answers, read into views. Pure."""
 
+import json
 from typing import Any, TypeVar
 
 import httpx
@@ -7,7 +8,7 @@ from httpx_sse import ServerSentEvent
 from pydantic import TypeAdapter, ValidationError
 
 from sdserve.client.errors import UnexpectedAnswerError
-from sdserve.client.views import JobView, Picture, Preview, UsageView
+from sdserve.client.views import BatchLineView, BatchView, JobView, Picture, Preview, UsageView
 
 T = TypeVar("T")
 
@@ -38,6 +39,19 @@ def job_view(url: str, payload: object) -> JobView:
 
 def usage_view(url: str, payload: object) -> UsageView:
     return _checked(_USAGE, url, payload)
+
+
+def batch_view(url: str, payload: object) -> BatchView:
+    return _checked(_BATCH, url, payload)
+
+
+def batch_line(url: str, text: bytes) -> BatchLineView:
+    """One line of JSON Lines."""
+    try:
+        payload: object = json.loads(text)
+    except ValueError as error:
+        raise UnexpectedAnswerError(url, "a line of it is not JSON") from error
+    return _checked(_BATCH_LINE, url, payload)
 
 
 def picture(response: httpx.Response) -> Picture:
@@ -88,4 +102,6 @@ def _checked(adapter: TypeAdapter[T], url: str, payload: object) -> T:
 
 
 _JOB: TypeAdapter[JobView] = TypeAdapter(JobView)
+_BATCH: TypeAdapter[BatchView] = TypeAdapter(BatchView)
+_BATCH_LINE: TypeAdapter[BatchLineView] = TypeAdapter(BatchLineView)
 _USAGE: TypeAdapter[UsageView] = TypeAdapter(UsageView)

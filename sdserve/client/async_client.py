@@ -1,9 +1,17 @@
-"""The asynchronous client: a thin driver of the programs in job_calls.py and account_calls.py."""
+"""The asynchronous client: a thin driver of the programs in the *_calls.py files."""
 
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+)
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -14,6 +22,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from sdserve.client.account_calls import AccountCalls
+from sdserve.client.batch_calls import BatchCalls
 from sdserve.client.connection import Connection
 from sdserve.client.effects import (
     Effect,
@@ -29,7 +38,7 @@ from sdserve.client.effects import (
 )
 from sdserve.client.errors import DEFAULT_URL
 from sdserve.client.job_calls import LONGEST_HOLD, JobCalls
-from sdserve.client.views import JobEvent, JobView, Picture, UsageView
+from sdserve.client.views import BatchLineView, BatchView, JobEvent, JobView, Picture, UsageView
 from sdserve.jobs import JobStatus
 
 T = TypeVar("T")
@@ -68,6 +77,7 @@ class AsyncSdClient:
         )
         self._jobs = JobCalls(self._connection)
         self._account = AccountCalls(self._connection)
+        self._batches = BatchCalls(self._connection)
         self._sleep = sleep
         self._http = httpx.AsyncClient(
             base_url=self.url,
@@ -174,8 +184,38 @@ class AsyncSdClient:
         """As `SdClient.usage`."""
         return await self._run(self._account.usage(by=by, first=first, last=last, app=app))
 
+    async def create_batch(
+        self,
+        lines: Iterable[Mapping[str, object]],
+        *,
+        app: str | None = None,
+        defaults: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
+    ) -> BatchView:
+        """As `SdClient.create_batch`."""
+        return await self._run(
+            self._batches.create(lines, app=app, defaults=defaults, idempotency_key=idempotency_key)
+        )
+
+    async def batch(self, batch_id: str) -> BatchView:
+        """As `SdClient.batch`."""
+        return await self._run(self._batches.batch(batch_id))
+
+    async def cancel_batch(self, batch_id: str) -> BatchView:
+        """As `SdClient.cancel_batch`."""
+        return await self._run(self._batches.cancel(batch_id))
+
+    def batch_results(self, batch_id: str, *, after: int = 0) -> AsyncGenerator[BatchLineView]:
+        """As `SdClient.batch_results`."""
+        return self._iterate(self._batches.results(batch_id, after=after))
+
+    async def download_batch(self, batch_id: str, path: Path) -> Path:
+        """As `SdClient.download_batch`."""
+        return await self._run(self._batches.download(batch_id, path))
+
     async def _run(self, program: Program[T]) -> T:
-        async with contextlib.aclosing(_Driver(self._http, self._sleep)) as driver:
+        driver = _Driver(self._http, self._sleep, program)
+        async with contextlib.aclosing(driver):
             reply: Any = None
             while True:
                 try:
@@ -186,7 +226,8 @@ class AsyncSdClient:
                 reply = await driver.perform(effect)
 
     async def _iterate(self, series: Series[T]) -> AsyncGenerator[T]:
-        async with contextlib.aclosing(_Driver(self._http, self._sleep)) as driver:
+        driver = _Driver(self._http, self._sleep, series)
+        async with contextlib.aclosing(driver):
             reply: Any = None
             while True:
                 try:
@@ -203,13 +244,24 @@ class AsyncSdClient:
 class _Driver:
     """Performs the effects of one program."""
 
-    def __init__(self, http: httpx.AsyncClient, sleep: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        sleep: Callable[[float], Awaitable[None]],
+        program: Generator[Any, Any, Any],
+    ) -> None:
+        self._program = program
         self._http = http
         self._sleep = sleep
         self._response: httpx.Response | None = None
         self._parts: AsyncIterator[bytes] | AsyncIterator[ServerSentEvent] | None = None
 
     async def aclose(self) -> None:
+        """Let go of what is held, also when an effect failed or the caller left early."""
+        self._program.close()
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
         if self._response:
             await self._response.aclose()
 
@@ -229,7 +281,7 @@ class _Driver:
                 return await anyio.to_thread.run_sync(effect.work)
 
     async def _send(self, request: Request) -> httpx.Response | Lost:
-        await self.aclose()
+        await self._hang_up()
         built = request.build(self._http)
         try:
             self._response = response = await self._http.send(built, stream=True)

@@ -1,9 +1,9 @@
-"""The synchronous client: a thin driver of the programs in job_calls.py and account_calls.py."""
+"""The synchronous client: a thin driver of the programs in the *_calls.py files."""
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -12,6 +12,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from sdserve.client.account_calls import AccountCalls
+from sdserve.client.batch_calls import BatchCalls
 from sdserve.client.connection import Connection
 from sdserve.client.effects import (
     Effect,
@@ -27,7 +28,7 @@ from sdserve.client.effects import (
 )
 from sdserve.client.errors import DEFAULT_URL
 from sdserve.client.job_calls import LONGEST_HOLD, JobCalls
-from sdserve.client.views import JobEvent, JobView, Picture, UsageView
+from sdserve.client.views import BatchLineView, BatchView, JobEvent, JobView, Picture, UsageView
 from sdserve.jobs import JobStatus
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class SdClient:
         )
         self._jobs = JobCalls(self._connection)
         self._account = AccountCalls(self._connection)
+        self._batches = BatchCalls(self._connection)
         self._sleep = sleep
         self._http = httpx.Client(
             base_url=self.url,
@@ -241,8 +243,57 @@ class SdClient:
         """
         return self._run(self._account.usage(by=by, first=first, last=last, app=app))
 
+    def create_batch(
+        self,
+        lines: Iterable[Mapping[str, object]],
+        *,
+        app: str | None = None,
+        defaults: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
+    ) -> BatchView:
+        """Hand in many generations as one: all of its lines are accepted, or none.
+
+        Args:
+            lines: request fields each, besides `app` and `custom_id` where wanted.
+            app: for lines that name none.
+            defaults: request fields for lines that lack them.
+            idempotency_key: same key and lines = same batch; a random one when absent.
+        """
+        return self._run(
+            self._batches.create(lines, app=app, defaults=defaults, idempotency_key=idempotency_key)
+        )
+
+    def batch(self, batch_id: str) -> BatchView:
+        """The batch as it stands."""
+        return self._run(self._batches.batch(batch_id))
+
+    def cancel_batch(self, batch_id: str) -> BatchView:
+        """Cancel what has not ended: waiting lines at once, running jobs within a step.
+
+        Raises:
+            ApiError: 409 the batch has already ended.
+        """
+        return self._run(self._batches.cancel(batch_id))
+
+    def batch_results(self, batch_id: str, *, after: int = 0) -> Iterator[BatchLineView]:
+        """Where each line stands, in their order; a connection that breaks is made again.
+
+        Args:
+            batch_id: of a 202 answer.
+            after: the last line that you have.
+        """
+        return self._iterate(self._batches.results(batch_id, after=after))
+
+    def download_batch(self, batch_id: str, path: Path) -> Path:
+        """All pictures that are still kept as one zip file, whole or not at all.
+
+        Raises:
+            NotSavedError: the disk refuses.
+        """
+        return self._run(self._batches.download(batch_id, path))
+
     def _run(self, program: Program[T]) -> T:
-        with contextlib.closing(_Driver(self._http, self._sleep)) as driver:
+        with contextlib.closing(_Driver(self._http, self._sleep, program)) as driver:
             reply: Any = None
             while True:
                 try:
@@ -253,7 +304,7 @@ class SdClient:
                 reply = driver.perform(effect)
 
     def _iterate(self, series: Series[T]) -> Iterator[T]:
-        with contextlib.closing(_Driver(self._http, self._sleep)) as driver:
+        with contextlib.closing(_Driver(self._http, self._sleep, series)) as driver:
             reply: Any = None
             while True:
                 try:
@@ -270,13 +321,24 @@ class SdClient:
 class _Driver:
     """Performs the effects of one program."""
 
-    def __init__(self, http: httpx.Client, sleep: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        http: httpx.Client,
+        sleep: Callable[[float], None],
+        program: Generator[Any, Any, Any],
+    ) -> None:
+        self._program = program
         self._http = http
         self._sleep = sleep
         self._response: httpx.Response | None = None
         self._parts: Iterator[bytes] | Iterator[ServerSentEvent] = iter(())
 
     def close(self) -> None:
+        """Let go of what is held, also when an effect failed or the caller left early."""
+        self._program.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._response:
             self._response.close()
 
@@ -296,7 +358,7 @@ class _Driver:
                 return effect.work()
 
     def _send(self, request: Request) -> httpx.Response | Lost:
-        self.close()
+        self._hang_up()
         built = request.build(self._http)
         try:
             self._response = response = self._http.send(built, stream=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Self
 
+from sdserve.batches import BatchState, LineStatus
 from sdserve.jobs import JobFailure, JobStatus
 
 
@@ -120,6 +121,44 @@ class UsageView:
 
     data: list[UsageRow]
     total: Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCounts:
+    """Lines of a batch by where they stand; their sum is the number of lines."""
+
+    waiting: int = 0  # not in their app's queue yet
+    active: int = 0  # queued or running
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchView:
+    """A batch as the server tells it."""
+
+    id: str
+    status: BatchState
+    lines: int
+    counts: BatchCounts
+    apps: dict[str, int] = field(default_factory=dict[str, int])  # lines of each app
+    created_at: datetime | None = None  # both times are the server's
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLineView:
+    """Where one line of a batch stands."""
+
+    line: int  # number in the upload, from 1
+    app: str
+    status: LineStatus
+    custom_id: str | None = None  # your own name for it
+    job_id: str | None = None  # None while it is no job, and if it never became one
+    seed: int | None = None  # of the first image
+    error: JobFailure | None = None
+    compute_metrics: dict[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

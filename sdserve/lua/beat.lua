@@ -9,6 +9,7 @@ local replicas, lease, channel = KEYS[1], KEYS[2], ARGV[6]
 local now = server_ms()
 local presence = cjson.decode(ARGV[4])
 presence['until'] = now + tonumber(ARGV[5])
+presence['told'] = now
 local before = redis.call('HGET', replicas, ARGV[3])
 before = before and cjson.decode(before) or {}
 redis.call('HSET', replicas, ARGV[3], cjson.encode(presence))
@@ -32,7 +33,7 @@ for i = 7, #ARGV, 4 do
     'watched')
   if held[1] == 'running' and held[2] == ARGV[i + 1] then
     redis.call('ZADD', lease, 'XX', now + tonumber(ARGV[2]), ARGV[i])
-    redis.call('HSET', job, 'step', ARGV[i + 2], 'phase', ARGV[i + 3])
+    redis.call('HSET', job, 'step', ARGV[i + 2], 'phase', ARGV[i + 3], 'told', now)
     if held[4] ~= ARGV[i + 3] or held[5] ~= ARGV[i + 2] then tell(job, ARGV[i], channel) end
     local watched = held[6] and tonumber(held[6]) > now
     words[#words + 1] = held[3] and 'cancel' or watched and 'watched' or 'ok'

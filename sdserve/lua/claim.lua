@@ -19,8 +19,8 @@ while #claimed < tonumber(ARGV[3]) do
       redis.call('HSET', clock, priority, start)
     end
     local attempt = redis.call('HINCRBY', job, 'attempt', 1)
-    redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'step', 0,
-      'phase', 'starting')
+    redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'told', now,
+      'step', 0, 'phase', 'starting')
     redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)
     tell(job, id, ARGV[5])
     local facts = redis.call('HMGET', job, 'request', 'created', 'client')

@@ -2,8 +2,20 @@
 -- End a running job, if the claim is still the caller's. Answers: finished, cancelled (the user
 -- asked first: the result is dropped), lost (a late writer: nothing changes).
 -- KEYS job lease app load results (image)*
--- ARGV id fence status meta_json job_ttl_s channel seconds result_budget result_ttl_ms
---      result_keep_ms spent_json
+-- ARGV id fence status meta_json job_ttl_s channel result_budget result_ttl_ms result_keep_ms
+--      spent_json fading (size seconds){0 or 3}
+
+-- One more observation of a line of the app's pace: what Line.seen of pace.py does.
+local function learn(app, field, size, seconds, fading)
+  local u, z = 1 / size, seconds / size
+  local sums, seen = {}, {1, u, z, u * u, u * z}
+  for number in string.gmatch(redis.call('HGET', app, field) or '0 0 0 0 0', '%S+') do
+    local i = #sums + 1
+    sums[i] = tonumber(number) * fading + seen[i]
+  end
+  redis.call('HSET', app, field, string.format('%.17g %.17g %.17g %.17g %.17g', unpack(sums)))
+end
+
 local job, lease, app, load, results = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, fence = ARGV[1], ARGV[2]
 local held = redis.call('HMGET', job, 'status', 'attempt', 'cancel', 'ended_by')
@@ -15,26 +27,27 @@ if held[1] ~= 'running' or held[2] ~= fence then
 end
 local status = held[3] and 'cancelled' or ARGV[3]
 local now = server_ms()
-local used = cjson.decode(ARGV[11])
+local used = cjson.decode(ARGV[10])
 if status == 'cancelled' then
   for i = 6, #KEYS do redis.call('DEL', KEYS[i]) end
 else
   redis.call('HSET', job, 'meta', ARGV[4])
   for i = 6, #KEYS do
     local bytes = redis.call('STRLEN', KEYS[i])
-    redis.call('PEXPIRE', KEYS[i], ARGV[9])
+    redis.call('PEXPIRE', KEYS[i], ARGV[8])
     redis.call('ZADD', results, now, bytes .. ' ' .. KEYS[i])
     redis.call('HINCRBY', load, 'bytes', bytes)
     used.images = (used.images or 0) + 1
     used.result_bytes = (used.result_bytes or 0) + bytes
   end
-  make_room(results, load, now, tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[8]))
+  make_room(results, load, now, tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[7]))
 end
 redis.call('HSET', job, 'ended_by', fence, 'usage', cjson.encode(used))
 redis.call('ZREM', lease, id)
-if status == 'succeeded' then
-  local before = tonumber(redis.call('HGET', app, 'seconds_per_job') or ARGV[7])
-  redis.call('HSET', app, 'seconds_per_job', before * 0.7 + tonumber(ARGV[7]) * 0.3)
+if status == 'succeeded' and ARGV[12] then
+  for i, line in ipairs({'pace_step', 'pace_picture', 'pace_file'}) do
+    learn(app, line, tonumber(ARGV[10 + 2 * i]), tonumber(ARGV[11 + 2 * i]), tonumber(ARGV[11]))
+  end
 end
 end_job(job, id, status, now, ARGV[5], app, load, ARGV[6])
 return status == 'cancelled' and 'cancelled' or 'finished'

@@ -7,7 +7,7 @@
 -- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
 --      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms channel
 --      webhook('' for none) batch('' for none) line previous_line job_ttl_s images
---      client_queue_limit day_images day_gpu_s
+--      client_queue_limit day_images day_gpu_s work
 -- A limit of a client is '' where it has none.
 -- Answers: word, id, number; of a client with a name also what it has of its quotas.
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -45,8 +45,8 @@ if client ~= '' then
   local function over(bound, amount) return bound ~= '' and amount > tonumber(bound) end
   local counts = redis.call('HMGET', load, 'client:' .. client, 'queued:' .. client,
     'images:' .. client)
-  day = math.floor(now / 86400000)
-  left = (day + 1) * 86400000 - now
+  left = 86400000 - now % 86400000
+  day = (now + left) / 86400000 - 1
   local spent = redis.call('HMGET', USAGE .. day, client .. '||images', client .. '||gpu_ms')
   local jobs, queued = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
   local drawn, gpu_ms = tonumber(spent[1] or 0) + tonumber(counts[3] or 0), tonumber(spent[2] or 0)
@@ -83,7 +83,7 @@ redis.call('HSET', shares, share, start + ARGV[10])
 local score = -tonumber(priority) * 1e12 + start
 redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
   'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
-  'score', score, 'share', share, 'cost', ARGV[10], 'images', images)
+  'score', score, 'share', share, 'cost', ARGV[10], 'images', images, 'work', ARGV[27])
 if ARGV[18] ~= '' then redis.call('HSET', job, 'webhook', ARGV[18]) end
 redis.call('ZADD', queue, score, id)
 redis.call('ZADD', index, now, id)

@@ -9,12 +9,20 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from sdserve import keys
-from sdserve.apps import AppSpec, AppState, AppStatus, ReplicaPresence
+from sdserve.apps import (
+    AppSpec,
+    AppState,
+    AppStatus,
+    Backlog,
+    LoadPace,
+    ReplicaPresence,
+    RunningWork,
+)
 from sdserve.batch_operations import ReadPart
 from sdserve.batches import Part
 from sdserve.errors import JobExpiredError, JobNotFoundError
@@ -22,6 +30,7 @@ from sdserve.job_list import JobPage, ListJobs
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
 from sdserve.limits import ResultBudget
 from sdserve.operations import (
+    END_OF_QUEUE,
     Admission,
     Beat,
     Cancel,
@@ -47,6 +56,7 @@ from sdserve.operations import (
     Watch,
     app_state,
 )
+from sdserve.pace import Pace, Work
 from sdserve.testing.memory_batches import InMemoryBatches
 from sdserve.testing.memory_keys import InMemoryKeys
 from sdserve.testing.memory_list import IndexEntry, list_jobs
@@ -71,6 +81,7 @@ class _Record:
     started: float | None = None
     ended: float | None = None
     step: int = 0
+    told: float = 0  # when its replica said so
     phase: str | None = None
     owner: str | None = None
     is_cancelled: bool = False
@@ -91,12 +102,13 @@ class _Record:
 class _App:
     queue: dict[str, float] = field(default_factory=dict)  # job id -> score
     leases: dict[str, float] = field(default_factory=dict)  # job id -> end
-    replicas: dict[str, tuple[ReplicaPresence, int, float]] = field(default_factory=dict)
+    replicas: dict[str, tuple[ReplicaPresence, float, float]] = field(default_factory=dict)
     clock: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
     shares: dict[tuple[int, str, bool], float] = field(default_factory=dict)
     broken: JobFailure | None = None
-    seconds_per_job: float | None = None
-    load_seconds: float | None = None
+    pace: Pace = field(default_factory=Pace)
+    load: LoadPace | None = None
+    file_bytes: int | None = None
     load_failures: int = 0
     wish_until: float = 0
     device: str = "GPU"
@@ -104,9 +116,13 @@ class _App:
     def in_order(self) -> list[str]:
         return sorted(self.queue, key=lambda job_id: (self.queue[job_id], job_id))
 
-    def live(self, now: float) -> list[tuple[ReplicaPresence, int]]:
-        in_order = sorted(self.replicas.values(), key=lambda replica: replica[0].id)
-        return [(presence, slots) for presence, slots, until in in_order if until > now]
+    def live(self, now: float) -> list[ReplicaPresence]:
+        live = list[ReplicaPresence]()
+        for presence, told, until in self.replicas.values():
+            load = presence.load and presence.load.later(now - told)
+            if until > now:
+                live.append(replace(presence, load=load))
+        return sorted(live, key=lambda presence: presence.id)
 
 
 class InMemoryJobStore:
@@ -172,7 +188,8 @@ class InMemoryJobStore:
         app = self._apps[op.app]
         if known := self._known(op, now) or self._refuse(op, app, now):
             return known
-        slots = sum(n for presence, n in app.live(now) if presence.state is not AppState.LOADING)
+        ready = [each for each in app.live(now) if each.state is not AppState.LOADING]
+        slots = sum(each.slots for each in ready)
         busy = len(app.queue) + len(app.leases)
         share = _share(op)
         start = max(app.clock[op.priority], app.shares.get(share, 0))
@@ -244,6 +261,7 @@ class InMemoryJobStore:
             app.clock[priority] = max(app.clock[priority], start)
             record.attempt += 1
             record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
+            record.told = now
             record.step, record.phase = 0, "starting"
             self._count_one("queued:" + record.submit.client, -1)
             record.version += 1
@@ -264,7 +282,7 @@ class InMemoryJobStore:
         app = self._apps[op.app]
         until = now + op.lease.total_seconds()
         mine = op.presence.id
-        app.replicas[mine] = (op.presence, op.slots, until)
+        app.replicas[mine] = (op.presence, now, until)
         for name, (presence, _, end) in list(app.replicas.items()):
             if end <= now and name != mine:
                 del app.replicas[name]
@@ -278,7 +296,7 @@ class InMemoryJobStore:
         if job.job_id in app.leases:
             app.leases[job.job_id] = until
         record.version += (record.step, record.phase) != (job.step, job.phase)
-        record.step, record.phase = job.step, job.phase
+        record.step, record.phase, record.told = job.step, job.phase, now
         if record.is_cancelled:
             return Pulse.CANCEL
         return Pulse.WATCHED if record.watched_until > now else Pulse.OK
@@ -308,9 +326,8 @@ class InMemoryJobStore:
                     used += Usage(result_bytes=len(blob))
             self._make_room(op.results, now)
         app.leases.pop(op.job_id, None)
-        if status is JobStatus.SUCCEEDED:
-            before = op.seconds if app.seconds_per_job is None else app.seconds_per_job
-            app.seconds_per_job = before * 0.7 + op.seconds * 0.3
+        if status is JobStatus.SUCCEEDED and op.measured:
+            app.pace = app.pace.seen(op.measured)
         self._end(record, status, now, op.job_ttl, used)
         cancelled = status is JobStatus.CANCELLED
         return Ending.CANCELLED if cancelled else Ending.FINISHED
@@ -374,22 +391,46 @@ class InMemoryJobStore:
 
     def _view_app(self, op: ViewApp, now: float) -> AppStatus:
         app = self._apps[op.app]
-        live = app.live(now)
-        replicas = tuple(presence for presence, _ in live)
-        slots = sum(n for presence, n in live if presence.state is not AppState.LOADING)
+        replicas = tuple(app.live(now))
         work = len(app.queue) + len(app.leases)
         return AppStatus(
-            state=app_state(replicas, slots, work, broken=app.broken is not None),
+            state=app_state(replicas, work, broken=app.broken is not None),
             phase=replicas[0].phase if replicas else None,
             queued=len(app.queue),
             running=len(app.leases),
             replicas=replicas,
             broken_reason=app.broken.message if app.broken else None,
-            seconds_per_job=app.seconds_per_job,
-            load_seconds=app.load_seconds,
+            pace=app.pace,
+            load=app.load,
+            file_bytes=app.file_bytes,
             wished=app.wish_until > now,
             device=app.device,
+            backlog=self._backlog(app, op.before, op.limit, now) if op.before else None,
         )
+
+    def _backlog(self, app: _App, before: str, limit: int, now: float) -> Backlog:
+        in_order = app.in_order()
+        if before == END_OF_QUEUE:
+            position = len(in_order)
+        else:
+            position = in_order.index(before) if before in app.queue else None
+        ahead = [self._jobs[job_id] for job_id in in_order[: min(position or 0, limit)]]
+        by_end = sorted(app.leases, key=lambda job_id: (app.leases[job_id], job_id))
+        running = list[RunningWork]()
+        for job_id in by_end[:limit]:
+            record = self._jobs[job_id]
+            running.append(
+                RunningWork(
+                    job_id=job_id,
+                    owner=record.owner or "",
+                    work=Work.of(record.submit.params),
+                    step=record.step,
+                    seconds=record.told - (record.started or 0),
+                    age=now - record.told,
+                )
+            )
+        works = tuple(Work.of(record.submit.params) for record in ahead)
+        return Backlog(before=before, position=position, queued=works, running=tuple(running))
 
     def _view_job(self, op: ViewJob, now: float) -> Job:
         record = self._alive(op.job_id, now)
@@ -601,10 +642,10 @@ class InMemoryJobStore:
         with self._lock:
             self._apps[app].replicas.pop(replica, None)
 
-    def note_load(self, app: str, seconds: float) -> None:
-        """Remember how long a start took, for the next cold ETA; it ends a run of failures."""
+    def note_load(self, app: str, load: LoadPace) -> None:
+        """Remember what a start took, for the next cold ETA; it ends a run of failures."""
         with self._lock:
-            self._apps[app].load_seconds = seconds
+            self._apps[app].load = load
             self._apps[app].load_failures = 0
 
     def count_load_failure(self, app: str) -> int:
@@ -645,6 +686,7 @@ class InMemoryJobStore:
         with self._lock:
             self._specs[spec.name] = spec
             self._apps[spec.name].device = "GPU" if spec.num_gpus else "CPU"
+            self._apps[spec.name].file_bytes = sum(f.size for f in spec.checkpoint.files)
 
     def unregister_app(self, app: str) -> None:
         with self._lock:

@@ -396,7 +396,6 @@ def test_a_wrong_address_is_a_problem(server: Server, method: str, path: str, st
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"Prefer": "wait=soon"}, 400),
         ({"Idempotency-Key": ""}, 400),
         ({"Idempotency-Key": "k" * 201}, 400),
         ({"Accept": "image/jpeg"}, 406),

@@ -118,7 +118,7 @@ class LightReplica(threading.Thread):
         self._killed.wait(1.5 * LEASE.total_seconds())
 
     def _beat(self, jobs: list[JobProgress]) -> list[Pulse]:
-        beat = Beat(app=self.app, presence=self._presence, slots=1, lease=LEASE, jobs=jobs)
+        beat = Beat(app=self.app, presence=self._presence, lease=LEASE, jobs=jobs)
         return self._call(lambda: self._store.run(beat))
 
     def _call(self, call: Callable[[], Value]) -> Value:

@@ -7,11 +7,12 @@ from datetime import timedelta
 import pytest
 
 from sdserve import keys
-from sdserve.apps import AppState
+from sdserve.apps import AppState, LoadPace, LoadProgress
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, Quotas, ResultBudget
 from sdserve.operations import (
+    END_OF_QUEUE,
     Admission,
     Claim,
     Drain,
@@ -19,10 +20,12 @@ from sdserve.operations import (
     Place,
     Pulse,
     Release,
+    ViewApp,
     ViewPlaces,
     job_of,
 )
 from sdserve.outbox import HookOutcome, HookState, HookTry, ReplayHook
+from sdserve.pace import Measured, Pace, Work
 from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
@@ -319,12 +322,11 @@ def test_a_cancelled_job_costs_its_client_nothing(world: World) -> None:
 def test_a_finished_job_shows_its_result(world: World) -> None:
     world.submit()
     job = world.claim()
-    assert world.succeed(job, seconds=2.0) is Ending.FINISHED
+    assert world.succeed(job) is Ending.FINISHED
     done = world.view(job.id)
     assert (done.status, done.image_seeds, done.metrics) == (JobStatus.SUCCEEDED, (0,), METRICS)
     assert world.images(done.result_keys) == [b"png"]
-    status = world.store.app_status(APP)
-    assert (status.seconds_per_job, status.running) == (2.0, 0)
+    assert world.store.app_status(APP).running == 0
 
 
 def test_a_finish_whose_reply_was_lost_may_be_repeated(world: World) -> None:
@@ -520,8 +522,106 @@ def test_a_replica_that_dies_while_it_loads_is_a_failed_start(world: World) -> N
     world.store.leave(APP, "next")  # told to stop: no failure
     world.beat(replica="another")
     assert world.store.load_failures(APP) == 1
-    world.store.note_load(APP, 1.0)
+    world.store.note_load(APP, LoadPace(seconds=2.0, reading_seconds=1.0, size=9))
     assert world.store.load_failures(APP) == 0
+
+
+# --- what an ETA is made of ----------------------------------------------------------------------
+
+
+def took(seconds: float) -> Measured:
+    work = Work.of(params())
+    return Measured(
+        work=work, denoise_seconds=seconds, picture_seconds=seconds / 4, file_seconds=seconds / 8
+    )
+
+
+def test_an_app_learns_its_pace_from_every_finished_job(world: World) -> None:
+    pace = Pace()
+    for seconds in (2.0, 3.0, 0.7):
+        world.submit()
+        world.succeed(world.claim(), measured=took(seconds))
+        pace = pace.seen(took(seconds))
+    assert world.store.app_status(APP).pace == pace
+    assert world.store.app_status("sd-other").pace == Pace()
+
+
+def test_a_pace_is_learnt_once_and_from_pictures_alone(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    for _ in range(2):  # as if the first reply had been lost
+        world.succeed(job, measured=took(2.0))
+    world.submit()
+    late = world.claim(RUN_OUT)
+    world.reap()
+    world.succeed(late, measured=took(99.0))
+    cancelled = world.claim()
+    world.cancel(cancelled.id)
+    world.succeed(cancelled, measured=took(99.0))
+    assert world.store.app_status(APP).pace == Pace().seen(took(2.0))
+
+
+def test_a_job_is_told_the_work_before_it(world: World) -> None:
+    works = [params(num_inference_steps=steps) for steps in (10, 20, 30, 40)]
+    jobs = [world.submit(params=work).job_id for work in works]
+    urgent = world.submit(params=params(num_images=4), priority=1).job_id
+    runs = world.claim()
+    world.beat(runs)
+    view = ViewApp(app=APP, before=jobs[2])
+    backlog = world.run(view).backlog
+    assert runs.id == urgent
+    assert backlog.position == 2
+    assert backlog.queued == (Work.of(works[0]), Work.of(works[1]))
+    (running,) = backlog.running
+    assert (running.job_id, running.owner, running.step) == (urgent, "r1", 3)
+    assert running.work == Work.of(params(num_images=4))
+    assert 0 <= running.age < 60
+    assert 0 <= running.seconds < 60
+
+
+def test_of_many_jobs_only_the_first_are_told(world: World) -> None:
+    jobs = [world.submit(params=params(num_inference_steps=n)).job_id for n in range(1, 8)]
+    claimed = [world.claim() for _ in range(3)]
+    backlog = world.run(ViewApp(app=APP, before=jobs[6], limit=2)).backlog
+    assert backlog.position == 3
+    assert [work.steps for work in backlog.queued] == [4, 5]
+    assert len(backlog.running) == 2
+    first = world.run(ViewApp(app=APP, before=jobs[3])).backlog
+    assert (first.position, first.queued, len(first.running)) == (0, (), len(claimed))
+
+
+def test_who_does_not_wait_has_no_place(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    world.submit()
+    for before in (job.id, new_job_id()):
+        backlog = world.run(ViewApp(app=APP, before=before)).backlog
+        assert (backlog.position, backlog.queued) == (None, ())
+        assert [run.job_id for run in backlog.running] == [job.id]
+    assert world.run(ViewApp(app=APP)).backlog is None
+
+
+def test_the_end_of_a_queue_has_all_of_it_before(world: World) -> None:
+    world.submit()
+    world.submit()
+    backlog = world.run(ViewApp(app=APP, before=END_OF_QUEUE)).backlog
+    assert (backlog.position, len(backlog.queued)) == (2, 2)
+
+
+def test_a_start_tells_how_far_it_is_and_what_the_last_one_took(world: World) -> None:
+    assert world.store.app_status(APP).load is None
+    pace = LoadPace(seconds=7.5, reading_seconds=4.25, size=6_938_078_334)
+    world.store.note_load(APP, pace)
+    world.store.register_app(spec())
+    progress = LoadProgress(seconds=3.0, bytes=500, size=1000, reading_seconds=2.0)
+    world.beat(state=AppState.LOADING, load=progress)
+    status = world.store.app_status(APP)
+    assert (status.load, status.file_bytes) == (pace, 1000)
+    (told,) = status.replicas
+    assert told.load
+    assert (told.load.bytes, told.load.size, told.slots) == (500, 1000, 1)
+    assert 3.0 <= told.load.seconds < 60
+    assert told.load.seconds - told.load.reading_seconds == pytest.approx(1.0)
 
 
 # --- cancelling ----------------------------------------------------------------------------------

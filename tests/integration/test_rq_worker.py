@@ -65,7 +65,7 @@ def test_a_preload_wishes_a_replica_and_waits_for_it(
     enqueue_preload(redis, APP, seconds=60, limit=LIMIT)
     until(lambda: store.app_status(APP).wished)
     ready = ReplicaPresence(id="r", state=AppState.READY, phase="ready", pid=1, node="n")
-    store.run(Beat(app=APP, presence=ready, slots=1, lease=LEASE, jobs=[]))
+    store.run(Beat(app=APP, presence=ready, lease=LEASE, jobs=[]))
     finished = task_queue(redis).finished_job_registry
     until(
         lambda: any(

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from sdserve import keys
-from sdserve.apps import AppState, ReplicaPresence
+from sdserve.apps import AppState, AppStatus, LoadPace, LoadProgress, ReplicaPresence
 from sdserve.batch_operations import (
     BatchAdmission,
     CloseLines,
@@ -48,6 +48,7 @@ from sdserve.job_list import JobPage, ListJobs
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview, new_job_id
 from sdserve.limits import Limits, Quotas, ResultBudget
 from sdserve.operations import (
+    END_OF_QUEUE,
     Admission,
     Beat,
     Cancel,
@@ -78,6 +79,7 @@ from sdserve.outbox import (
     TakeHooks,
     ViewHooks,
 )
+from sdserve.pace import Measured, Work
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
 from sdserve.usage import Spent
@@ -97,6 +99,17 @@ clients = st.sampled_from(CLIENTS)
 budgets = st.builds(
     ResultBudget, bytes=st.sampled_from([10, 40, 1000]), ttl=st.just(HOUR), keep=SPANS
 )
+measurements = st.builds(
+    Measured,
+    work=st.sampled_from(
+        [
+            Work.of(params(num_inference_steps=steps, width=side, num_images=2))
+            for steps, side in ((1, 64), (20, 128), (60, 256))
+        ]
+    ),
+    denoise_seconds=st.floats(0, 100), picture_seconds=st.floats(0, 10),
+    file_seconds=st.floats(0, 10),
+)  # fmt: skip
 quotas = st.builds(
     Quotas, jobs=st.sampled_from([2, 100]), queued=st.sampled_from([None, None, 1]),
     images_per_day=st.sampled_from([None, None, 3]), gpu_seconds_per_day=st.sampled_from([None, 1]),
@@ -236,18 +249,23 @@ class Stores(RuleBasedStateMachine):
         self, claim: tuple[str, ClaimedJob], lease: timedelta, state: AppState, step: int
     ) -> None:
         app, job = claim
-        presence = ReplicaPresence(id=f"r{step % 3}", state=state, phase="p", pid=1, node="n")
+        load = LoadProgress(seconds=1.0, bytes=step, size=20, reading_seconds=0.5)
+        presence = ReplicaPresence(
+            id=f"r{step % 3}", state=state, phase="p", pid=1, node="n",
+            load=load if state is AppState.LOADING else None,
+        )  # fmt: skip
         told = JobProgress(job_id=job.id, fence=job.fence, step=step, phase=f"step {step}")
-        self.both(Beat(app=app, presence=presence, slots=1, lease=lease, jobs=[told]))
+        self.both(Beat(app=app, presence=presence, lease=lease, jobs=[told]))
 
     @rule(
         claim=claims, status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED]),
         results=budgets, images=st.lists(st.sampled_from([b"", b"12345", b"1" * 20]), max_size=2),
+        measured=st.none() | measurements,
         spent=st.builds(Spent, steps=st.integers(0, 9), gpu_ms=st.integers(0, 10**12)),
     )  # fmt: skip
     def finishes(
         self, claim: tuple[str, ClaimedJob], status: JobStatus, results: ResultBudget,
-        images: list[bytes], spent: Spent,
+        images: list[bytes], spent: Spent, measured: Measured | None,
     ) -> None:  # fmt: skip
         app, job = claim
         names, metrics, error = list[str](), None, None
@@ -262,7 +280,7 @@ class Stores(RuleBasedStateMachine):
             Finish(
                 app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
                 results=results, result_keys=names, image_seeds=list(range(len(names))),
-                metrics=metrics, error=error, seconds=2.0, spent=spent,
+                metrics=metrics, error=error, spent=spent, measured=measured if metrics else None,
             )
         )  # fmt: skip
         while self.redis.time() < (before[0], before[1] + 1000):
@@ -302,6 +320,12 @@ class Stores(RuleBasedStateMachine):
     def heals(self, app: str) -> None:
         self.real.heal(app)
         self.model.heal(app)
+
+    @rule(app=apps, seconds=st.floats(0, 100))
+    def has_loaded(self, app: str, seconds: float) -> None:
+        pace = LoadPace(seconds=seconds, reading_seconds=seconds / 2, size=20)
+        self.real.note_load(app, pace)
+        self.model.note_load(app, pace)
 
     @rule(app=apps)
     def leaves(self, app: str) -> None:
@@ -344,7 +368,7 @@ class Stores(RuleBasedStateMachine):
     @invariant()
     def looks_the_same(self) -> None:
         for app in APPS:
-            self.both(ViewApp(app=app))
+            self.both(ViewApp(app=app, before=END_OF_QUEUE))
             ids = [job_id for job_id, of in self.ids.items() if of == app]
             self.both(ViewPlaces(app=app, job_ids=ids))
             assert self.real.load_failures(app) == self.model.load_failures(app)
@@ -365,6 +389,7 @@ class Stores(RuleBasedStateMachine):
                 assert _states(batch, real) == _states(batch, model)
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
+            self.both(ViewApp(app=self.ids[job_id], before=job_id))
             self.both(ViewPreview(job_id=job_id))
             if isinstance(job, Job) and job.result_keys:
                 kept: Any = self.redis.mget(list(job.result_keys))
@@ -373,6 +398,21 @@ class Stores(RuleBasedStateMachine):
 
 def _states(batch: Batch, parts: list[Part]) -> list[LineState]:
     return [part.state(batch, line) for part in parts for line in part.lines]
+
+
+def _timeless_app(status: AppStatus) -> AppStatus:
+    replicas = (
+        replace(told, load=told.load and replace(told.load, seconds=0, reading_seconds=0))
+        for told in status.replicas
+    )
+    backlog = status.backlog and replace(
+        status.backlog,
+        running=tuple(
+            replace(run, seconds=0, age=0)
+            for run in sorted(status.backlog.running, key=lambda run: run.job_id)
+        ),
+    )
+    return replace(status, replicas=tuple(replicas), backlog=backlog)
 
 
 def _timeless(outcome: Any) -> Any:
@@ -386,6 +426,8 @@ def _timeless(outcome: Any) -> Any:
                 started_at=outcome.started_at is not None,
                 finished_at=outcome.finished_at is not None,
             )
+        case AppStatus():
+            return _timeless_app(outcome)
         case Submitted():
             standing = outcome.standing
             if standing:
@@ -395,6 +437,14 @@ def _timeless(outcome: Any) -> Any:
             return sorted(job.id for job in outcome.jobs)
         case HookTry():
             return replace(outcome, subject=_timeless(job_of(outcome.subject)), created_at=None)
+        case list():
+            return _timeless_list(outcome)
+        case _:
+            return outcome
+
+
+def _timeless_list(outcome: list[Any]) -> list[Any]:
+    match outcome:
         case [HookView(), *_]:
             seen = [replace(view, at=None, created_at=None) for view in outcome]
             return sorted(seen, key=lambda view: view.event)

@@ -1,12 +1,11 @@
 """Webhooks from the end of a job to the receiver: a real worker, real HTTP, receivers that fail."""
 
-import hmac
 import json
 import os
 import signal
 import subprocess
 import threading
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
 from sdserve.webhook_targets import WebhookTargets
 from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
-from tests.receiver import Exchange, Received, Receiver, friendly
+from tests.receiver import Exchange, Received, Receiver, friendly, is_signed
 from tests.rq_worker import working
 from tests.store_world import World
 from tests.values import finish, spec
@@ -82,14 +81,6 @@ def ended(world: World, url: str, way: int) -> str:
     world.cancel(job_id)
     world.succeed(job)
     return f"job_{job_id}_cancelled"
-
-
-def is_signed(request: Received, secret: str) -> bool:
-    """As the documentation tells a receiver to check."""
-    signed = f"{request.event}.{request.headers['webhook-timestamp']}.".encode() + request.body
-    digest = hmac.digest(b64decode(secret.removeprefix("whsec_")), signed, "sha256")
-    given = request.headers["webhook-signature"].split()
-    return f"v1,{b64encode(digest).decode()}" in given
 
 
 def test_every_ended_job_reaches_a_flaky_receiver(redis: Redis, redis_url: str) -> None:

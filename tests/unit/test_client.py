@@ -14,6 +14,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi.responses import PlainTextResponse
 
 from deploy_scripts.progress import follow
+from sdserve.batches import BatchState
 from sdserve.client import (
     ApiError,
     AsyncSdClient,
@@ -26,7 +27,16 @@ from sdserve.client import (
     WaitTimeoutError,
 )
 from sdserve.jobs import JobStatus
-from tests.fake_server import APP, FakeServer, picture, problem, proxy_not_found, wait_until
+from tests.fake_server import (
+    APP,
+    BATCH,
+    PNG,
+    FakeServer,
+    picture,
+    problem,
+    proxy_not_found,
+    wait_until,
+)
 
 FOX = {"prompt": "a fox", "seed": 7}
 
@@ -224,6 +234,40 @@ def test_jobs_are_listed_page_by_page(server: FakeServer, client: SdClient) -> N
     assert [job.id for job in client.jobs(app=APP, page=2)] == ids[::-1]
     server.jobs[ids[0]].is_cancelled = True
     assert [job.id for job in client.jobs(status=JobStatus.CANCELLED)] == ids[:1]
+
+
+def test_a_batch_is_uploaded_and_looked_at(server: FakeServer, client: SdClient) -> None:
+    lines = [{"prompt": "a fox"}, {"prompt": "an owl", "width": 64}]
+    batch = client.create_batch(lines, app=APP, defaults={"width": 32}, idempotency_key="k")
+    assert server.batch_lines == [
+        {"app": APP, "width": 32, "prompt": "a fox"},
+        {"app": APP, "width": 64, "prompt": "an owl"},
+    ]
+    assert server.batch_keys == ["k"]
+    assert (batch.status, batch.counts.waiting) == (BatchState.ACCEPTED, 2)
+    assert client.batch(batch.id).status is BatchState.RUNNING
+    assert client.cancel_batch(batch.id).status is BatchState.CANCELLING
+    with pytest.raises(ApiError, match="No batch"):
+        client.batch("nope")
+
+
+def test_results_of_a_batch_go_on_after_the_last_whole_line(
+    server: FakeServer, client: SdClient
+) -> None:
+    batch = client.create_batch([{"prompt": str(k)} for k in range(4)], app=APP)
+    server.cut_streams = 1  # in the middle of line 3
+    assert [line.line for line in client.batch_results(batch.id, after=1)] == [2, 3, 4]
+    assert server.cursors == [1, 2]
+
+
+def test_a_download_that_breaks_begins_again_and_is_whole(
+    server: FakeServer, client: SdClient, tmp_path: Path
+) -> None:
+    server.cut_streams = 2
+    path = client.download_batch(BATCH, tmp_path / "batch.zip")
+    assert path.read_bytes() == PNG * 3000
+    assert [found.name for found in tmp_path.iterdir()] == ["batch.zip"]
+    assert server.cut_streams == 0
 
 
 def test_usage_is_read_as_numbers(server: FakeServer, client: SdClient) -> None:

@@ -89,7 +89,11 @@ def test_a_preview_that_cannot_be_told_harms_no_job(
     picture = engine.begin(params_for(DEMO, scheduler="ddim"), 0)
     picture.is_watched = True
     del picture.scheduler.alphas_cumprod  # what `foresee` needs first
-    picture.scheduler.step = lambda *_args, **_options: (picture.latents,)
+
+    def step(*_args: object, **_options: object) -> tuple[torch.Tensor]:
+        return (picture.latents,)
+
+    picture.scheduler.step = step
     engine.step([picture])
     assert picture.foreseen is None
     assert picture.calls_done == 1

@@ -51,7 +51,7 @@ PATIENCE = 300.0  # seconds for anything that must happen
 WARM_UP = 15  # jobs
 CLIENTS = 4
 LOAD = 1.6  # times what the replica can do: how fast the jobs come
-LOOK = 1.0  # seconds between two polls of a job in the queue
+LOOK = 3.0  # seconds between two polls of a job in the queue
 START_LOOK = 0.1  # the same of a job that starts its replica
 NEAR = 5  # jobs ahead: fewer are near
 SHORTEST = 1.0  # seconds; what is left less than that before the end is not judged by its share
@@ -76,6 +76,8 @@ class Followed:
 
     told: Sequence[Told]
     ended: float  # seconds since the epoch
+    ran: float  # seconds on the replica
+    cpu: float  # of these, on a core: less where others have it
 
 
 class Client:
@@ -98,7 +100,9 @@ class Client:
                 if job["status"] != "succeeded":
                     raise RuntimeError(f"{job['id']} {job['status']}: {job['error']}")
                 ended = datetime.fromisoformat(job["finished_at"]).timestamp()
-                return Followed(told=told, ended=ended)
+                ran = ended - datetime.fromisoformat(job["started_at"]).timestamp()
+                cpu = job["usage"]["cpu_seconds"]
+                return Followed(told=told, ended=ended, ran=ran, cpu=cpu)
             told.append(
                 Told(
                     at=time.time(),
@@ -156,12 +160,9 @@ def mixed(draw: random.Random, sizes: Sequence[int], *, ranked: bool) -> dict[st
     }
 
 
-async def warm_up(client: Client, bodies: Sequence[dict[str, Any]]) -> float:
-    """Returns the mean seconds of a job."""
-    began = time.monotonic()
-    for body in bodies:
-        await client.follow(body, START_LOOK)
-    return (time.monotonic() - began) / len(bodies)
+async def warm_up(client: Client, bodies: Sequence[dict[str, Any]]) -> list[Followed]:
+    """One job after the other."""
+    return [await client.follow(body, START_LOOK) for body in bodies]
 
 
 async def queue(
@@ -231,17 +232,20 @@ async def measure(url: str, tokens: Sequence[str], replica: Replica, options: An
         clients = [Client(http, token) for token in tokens]
         await asyncio.to_thread(replica.start_and_wait)
         warm = [mixed(draw, sizes, ranked=False) for _ in range(WARM_UP)]
-        gap = await warm_up(clients[0], warm) / LOAD
+        alone = await warm_up(clients[0], warm)
+        gap = statistics.mean(job.ran for job in alone) / LOAD
         table = list[list[str]]()
-        print(f"Sizes {sizes}; a job every {gap:.2f} s.\n", flush=True)
+        print(f"Sizes {sizes}; a job every {gap:.2f} s; warm-up: {_speed(alone)}.\n", flush=True)
         for name, senders, ranked in (
             ("one key, one priority", clients[:1], False),
             (f"{CLIENTS} keys, 3 priorities", clients, True),
         ):
             bodies = [mixed(draw, sizes, ranked=ranked) for _ in range(options.jobs)]
             before = os.getloadavg()[0]
-            table += rows(name, await queue(senders, bodies, draw, gap))
-            print(f"Load average of '{name}': {before:.1f} to {os.getloadavg()[0]:.1f}.\n")
+            followed = await queue(senders, bodies, draw, gap)
+            table += rows(name, followed)
+            load = f"load average {before:.1f} to {os.getloadavg()[0]:.1f}"
+            print(f"{name}: {load}, {_speed(followed)}.\n", flush=True)
         body = {"prompt": "a red circle on a blue background"}
         starts = [await start(clients[0], replica, body) for _ in range(options.starts)]
         if starts:
@@ -250,6 +254,12 @@ async def measure(url: str, tokens: Sequence[str], replica: Replica, options: An
     names = ["queue", "when", "which", "answers", "truth", "median", "p90", "told / truth"]
     for cells in (names, ["---"] * len(names), *table):
         print("| " + " | ".join(cells) + " |")
+
+
+def _speed(jobs: Sequence[Followed]) -> str:
+    """How much others on the machine took of the replica's time."""
+    ran, cpu = sum(job.ran for job in jobs), sum(job.cpu for job in jobs)
+    return f"the replica had {cpu / ran:.2f} of a core"
 
 
 def _fits(spec: AppSpec, size: int) -> bool:

@@ -506,17 +506,20 @@ def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:
     error, metrics = meta.get("error"), meta.get("metrics")
     status = JobStatus(fields["status"])
     used: dict[str, int] = json.loads(fields.get("usage", "{}"))
+    params = GenerationParams.from_json(fields["request"])
+    # The last step ends with the job: no heartbeat tells it any more.
+    is_drawn = status is JobStatus.SUCCEEDED
     return Job(
         id=fields["id"],
         app=fields["app"],
         model=fields["model"],
         status=status,
-        params=GenerationParams.from_json(fields["request"]),
+        params=params,
         created_at=_time(fields["created"]),
         started_at=_time(fields["started"]) if "started" in fields else None,
         finished_at=_time(fields["ended"]) if "ended" in fields else None,
         phase=fields.get("phase"),
-        step=int(fields.get("step", 0)),
+        step=params.total_steps if is_drawn else int(fields.get("step", 0)),
         position=position,
         attempt=int(fields["attempt"]),
         cancel_requested="cancel" in fields,

@@ -450,7 +450,7 @@ class InMemoryJobStore:
             started_at=_time(record.started) if record.started else None,
             finished_at=_time(record.ended) if record.ended else None,
             phase=record.phase,
-            step=record.step,
+            step=submit.params.total_steps if result else record.step,
             position=self._apps[submit.app].in_order().index(op.job_id) if is_queued else None,
             attempt=record.attempt,
             cancel_requested=record.is_cancelled,

@@ -325,6 +325,7 @@ def test_a_finished_job_shows_its_result(world: World) -> None:
     assert world.succeed(job) is Ending.FINISHED
     done = world.view(job.id)
     assert (done.status, done.image_seeds, done.metrics) == (JobStatus.SUCCEEDED, (0,), METRICS)
+    assert done.step == done.params.total_steps
     assert world.images(done.result_keys) == [b"png"]
     assert world.store.app_status(APP).running == 0
 

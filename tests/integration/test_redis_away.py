@@ -87,7 +87,7 @@ def app(request: pytest.FixtureRequest, own_redis: OwnRedis) -> Iterator[HttpApp
 def routes(app: FastAPI, job_id: str) -> list[tuple[str, str]]:
     """Method and path of everything that asks Redis."""
     return [
-        (method.upper(), path.format(job_id=job_id, number=0))
+        (method.upper(), path.format(job_id=job_id, batch_id=job_id, number=0))
         for path, operations in app.openapi()["paths"].items()
         for method in operations
         if not path.endswith("/live")

@@ -112,6 +112,9 @@ async def _caller(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
 ) -> Caller:
     callers: Callers = request.app.state.callers
+    if given is None and "authorization" in request.headers:
+        # Meant as a key, an empty one say: not anonymous, whose jobs every other without one sees.
+        raise UnauthorizedError(is_token_given=True)
     caller = await callers.identify(given.credentials if given else None)
     await callers.count(caller, request)
     return caller

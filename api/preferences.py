@@ -9,6 +9,7 @@ from sdserve.generation import ImageFormat
 
 MAX_WAIT = 60.0  # seconds; longer holds die in proxies between us and the client
 MAX_KEY_LENGTH = 200
+MAX_PREFER_LENGTH = 1000  # characters of all lines; taking longer ones apart takes long
 
 _RAW = {
     "image/png": ImageFormat.PNG,
@@ -20,7 +21,7 @@ _RAW = {
 # RFC 7240 §2: token [= word] *( ; [parameter] ), and RFC 9110 §5.6: tokens and quoted strings.
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
-_PREFERENCE = re.compile(rf"[ \t]*({_WORD})[ \t]*(?:=[ \t]*({_WORD}|{_QUOTED}))?[ \t]*(?:;|$)")
+_PREFERENCE = re.compile(rf"[ \t]*({_WORD})(?:[ \t]*=[ \t]*({_WORD}|{_QUOTED}))?[ \t]*(?:;|$)")
 _ELEMENT = re.compile(rf"(?:{_QUOTED}|[^,\"]|\")+")
 
 
@@ -50,7 +51,8 @@ def preference(headers: Sequence[str]) -> Preference:
     never makes a request fail (§2). Of a preference that is there twice the first counts.
     """
     found = dict[str, str]()
-    for element in _ELEMENT.findall(",".join(headers)):
+    given = ",".join(headers)
+    for element in _ELEMENT.findall(given) if len(given) <= MAX_PREFER_LENGTH else ():
         match = _PREFERENCE.match(element)
         if match:
             value = match[2] or ""

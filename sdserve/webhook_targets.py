@@ -117,9 +117,10 @@ def _url(text: str) -> httpx.URL:
         raise _refused(f"a URL has at most {MAX_URL} characters")
     try:
         url = httpx.URL(text)
+        host = url.host  # decodes what is written as xn--...
     except (httpx.InvalidURL, UnicodeError) as error:
         raise _refused(f"this is no URL ({error})") from error
-    if url.scheme not in ("https", "http") or not url.host:
+    if url.scheme not in ("https", "http") or not host:
         raise _refused("give a whole URL that begins with https://")
     if "@" in url.netloc.decode("ascii") or url.userinfo:
         raise _refused("a URL with a user name is refused: put a token into its path or query")

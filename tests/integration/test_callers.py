@@ -150,6 +150,11 @@ def test_anothers_job_does_not_exist(app: HttpApp, world: World) -> None:
     assert app.http.get(f"/v1/jobs/{job_id}/image", headers=bearer(ann)).content == b"png"
 
 
+@pytest.mark.parametrize("header", ["Bearer", "Basic YTpi", "sd_abc_def"])
+def test_what_is_no_key_is_not_taken_for_nobody(app: HttpApp, header: str) -> None:
+    assert app.http.get("/v1/jobs", headers={"Authorization": header}).status_code == 401
+
+
 def test_a_job_without_a_key_is_not_a_keys(app: HttpApp, world: World) -> None:
     job_id = submit(app, None)
     token = create_key(world.store, "ann")

@@ -101,3 +101,8 @@ def test_keys_are_trimmed_and_bounded() -> None:
     for bad in ("", "   ", "k" * 201):
         with pytest.raises(HttpProblemError):
             idempotency_key(bad)
+
+
+def test_a_preference_that_is_too_long_is_ignored() -> None:
+    assert preference(["a" + " " * 20_000 + "x", "wait=3"]) == Preference()
+    assert preference(['"' + '\\"' * 20_000]) == Preference()

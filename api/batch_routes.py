@@ -1,5 +1,6 @@
 """The routes of batches: many generations uploaded as one."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ from sdserve.batch_operations import (
     ReadPart,
     ViewBatch,
 )
-from sdserve.batches import Batch, BatchLine, LineState, part_of
+from sdserve.batches import PART, Batch, BatchLine, LineState, part_of
 from sdserve.errors import (
     BatchEndedError,
     BatchesFullError,
@@ -162,7 +163,9 @@ class BatchRoutes:
                     body.webhook or webhook,
                 )
                 upload.note(body.model_dump_json().encode())
-                for line in body.lines:
+                for number, line in enumerate(body.lines):
+                    if number % PART == 0:
+                        await asyncio.sleep(0)  # others have their turn between two parts
                     upload.add(line)
             else:
                 message = f"Send the batch as {JSON_LINES[0]} or application/json."

@@ -32,7 +32,6 @@ def event_stream(
         _events(viewers, job, previews=previews, last_event_id=last_event_id),
         ping=PING,
         ping_message_factory=lambda: ServerSentEvent(comment="ping"),
-        sep="\n",
     )
 
 

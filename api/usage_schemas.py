@@ -35,7 +35,7 @@ class UsageAmounts(BaseModel):
 
     @classmethod
     def of(cls, usage: Usage) -> Self:
-        return cls.model_validate(_amounts(usage))
+        return cls.model_validate(usage.told())
 
 
 class UsageRow(UsageAmounts):
@@ -66,8 +66,8 @@ class UsageList(BaseModel):
                 "by": by,
                 "from": first,
                 "to": last,
-                "data": [{str(by): name, **_amounts(groups[name])} for name in sorted(groups)],
-                "total": _amounts(sum(groups.values(), Usage())),
+                "data": [{str(by): name, **groups[name].told()} for name in sorted(groups)],
+                "total": sum(groups.values(), Usage()).told(),
             }
         )
 
@@ -81,17 +81,3 @@ class UsageList(BaseModel):
             values = row.model_dump(mode="json")
             writer.writerow([values[self.by], *(values[column] for column in columns)])
         return text.getvalue()
-
-
-def _amounts(usage: Usage) -> dict[str, int | float]:
-    return {
-        "jobs_succeeded": usage.jobs_succeeded,
-        "jobs_failed": usage.jobs_failed,
-        "jobs_cancelled": usage.jobs_cancelled,
-        "images": usage.images,
-        "steps": usage.steps,
-        "gpu_seconds": usage.gpu_ms / 1000,
-        "cpu_seconds": usage.cpu_ms / 1000,
-        "energy_joules": usage.energy_mj / 1000,
-        "result_bytes": usage.result_bytes,
-    }

@@ -203,6 +203,11 @@ class Viewers:
                     self.tell(AWAY)
                     await asyncio.sleep(RETRY_INTERVAL)
                     self.look_again()
+                except Exception:
+                    # Without this task every stream would be silent: whatever it was, go on.
+                    log.exception("a look at what is watched failed")
+                    await asyncio.sleep(RETRY_INTERVAL)
+                    self.look_again()
         finally:
             clock.cancel()
 

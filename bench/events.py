@@ -50,11 +50,16 @@ class Stream:
         )
         path = f"/v1/jobs/{self._job_id}/events"
         writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        status = await reader.readline()
+        if status.split()[1:2] != [b"200"]:
+            raise ConnectionError(f"{path} was answered with {status!r}: no events to time")
         step = 0
+        # An empty line ends an event. Those of the framing do no harm: after the head no step was
+        # told yet, after a chunk its event was noted before.
         while line := await reader.readline():
             if line.startswith(b"data:"):
                 step = int(line.partition(b'"step":')[2].partition(b",")[0])
-            elif line == b"\n":
+            elif line in (b"\n", b"\r\n"):
                 self.seen.setdefault(step, time.perf_counter())
             elif line == b"0\r\n":
                 break

@@ -129,6 +129,8 @@ def _start(settings: Settings) -> str:
                 'save ""',
                 f"maxmemory {settings.redis_memory_bytes + RESERVE_BYTES}",
                 "maxmemory-policy noeviction",
+                # A job's hash stays compact with its request in it: 1.0 instead of 1.75 kB a job.
+                "hash-max-listpack-value 4096",
                 "",
             ]
         ),

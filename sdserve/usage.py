@@ -54,6 +54,20 @@ class Usage:
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in METRICS})
 
+    def told(self) -> dict[str, int | float]:
+        """The amounts as clients are told them: in seconds and joules."""
+        return {
+            "jobs_succeeded": self.jobs_succeeded,
+            "jobs_failed": self.jobs_failed,
+            "jobs_cancelled": self.jobs_cancelled,
+            "images": self.images,
+            "steps": self.steps,
+            "gpu_seconds": self.gpu_ms / 1000,
+            "cpu_seconds": self.cpu_ms / 1000,
+            "energy_joules": self.energy_mj / 1000,
+            "result_bytes": self.result_bytes,
+        }
+
     def nonzero(self) -> dict[str, int]:
         """The amounts by metric, without those that are 0."""
         return {name: value for name, value in asdict(self).items() if value}

@@ -47,6 +47,14 @@ class BoardSampler:
             return list(self._samples)
 
     def _run(self) -> None:
+        try:
+            self._sample()
+        finally:
+            with self._lock:  # whatever it was, the next job finds no dead thread
+                if self._thread is threading.current_thread():
+                    self._thread = None
+
+    def _sample(self) -> None:
         pause = threading.Event()
         while True:
             sample = self._read()
@@ -57,6 +65,7 @@ class BoardSampler:
                     return
                 self._samples.append(sample)
                 oldest = min(self._began.values()) - BEFORE
-                while self._samples[0].at < oldest:
+                # A read that took long may itself be older than a job that began meanwhile.
+                while self._samples and self._samples[0].at < oldest:
                     self._samples.popleft()
             pause.wait(INTERVAL)

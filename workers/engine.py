@@ -1,6 +1,7 @@
 """The diffusion loop over a pipeline's parts: begin, step, decode. Knows no job, queue or clock."""
 
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from workers.transformer import TransformerDenoiser
 from workers.unet import UNetDenoiser
 
 PREVIEW_SIDE = 128  # pixels
+
+log = logging.getLogger(__name__)
 
 
 class DiffusionEngine:
@@ -98,9 +101,7 @@ class DiffusionEngine:
             for denoising, prediction in zip(batch, predictions, strict=True):
                 output = _guide(prediction, denoising.params.guidance_scale)
                 if denoising.is_watched:
-                    denoising.foreseen = foresee(
-                        denoising.scheduler, denoising.calls_done, denoising.latents, output
-                    )
+                    denoising.foreseen = _foreseen(denoising, output)
                 denoising.latents = denoising.scheduler.step(
                     output,
                     denoising.timesteps[denoising.calls_done],
@@ -174,6 +175,15 @@ class DiffusionEngine:
         return getattr(diffusers, class_name).from_config(
             self._pipeline.scheduler.config, **options
         )
+
+
+def _foreseen(denoising: Denoising, output: Tensor) -> Tensor | None:
+    """The picture to come, for a preview; None if it cannot be told. It never fails the job."""
+    try:
+        return foresee(denoising.scheduler, denoising.calls_done, denoising.latents, output)
+    except Exception:
+        log.exception("no preview with %s", type(denoising.scheduler).__name__)
+        return None
 
 
 def _guide(prediction: Tensor, scale: float) -> Tensor:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from sdserve.apps import AppSpec
 from sdserve.batch_operations import CloseLines, OpenBatches, PackPart, ReadPart, ViewBatch
 from sdserve.batches import (
+    PART,
     AppLines,
     Batch,
     BatchLine,
@@ -166,7 +167,8 @@ class Feeder:
                 lines.is_open and place in batch.apps_of_part[part] and part_of(lines.last) <= part
                 for place, lines in enumerate(batch.apps)
             )
-            if is_ahead:  # lines of it may wait yet: not worth a look
+            # Lines of it may wait or run yet: not worth a look. (All before it have ended.)
+            if is_ahead or batch.ended < min(batch.lines, (part + 1) * PART):
                 return
             seen = self._store.run(ReadPart(batch_id=batch.id, part=part))
             if not seen.is_settled(batch):

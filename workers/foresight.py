@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+LEAST_SIGNAL = 1e-3  # of pure noise nothing can be told, but it can be shown
 SWATCHES = 4  # pictures that the matrix is fitted to
 SWATCH = 16  # latent pixels a side: 4 x 16 x 16 samples for at most 17 x 3 numbers
 
@@ -29,13 +30,15 @@ def foresee(scheduler: Any, call: int, latents: Tensor, output: Tensor) -> Tenso
     prediction = scheduler.config.get("prediction_type", "flow_prediction")
     if prediction == "flow_prediction":  # in a straight line: x = (1 - sigma) x0 + sigma e
         return latents - float(scheduler.sigmas[call]) * output
-    if float(scheduler.init_noise_sigma) == 1.0:  # variance preserving: x = a x0 + sqrt(1 - a^2) e
-        signal = float(scheduler.alphas_cumprod[int(scheduler.timesteps[call])])
-        sigma = ((1 - signal) / signal) ** 0.5
-        latents = latents / signal**0.5
-    else:  # variance exploding, as Karras et al. (arXiv 2206.00364) write it: x = x0 + sigma e
-        sigma = float(scheduler.sigmas[call])
-    if prediction == "v_prediction":  # Salimans and Ho, arXiv 2202.00512
+    if float(scheduler.init_noise_sigma) == 1.0:  # variance preserving: x = a x0 + s e
+        squared = float(scheduler.alphas_cumprod[int(scheduler.timesteps[call])])
+        a, s = squared**0.5, (1 - squared) ** 0.5
+        if prediction == "v_prediction":  # Salimans and Ho, arXiv 2202.00512
+            return a * latents - s * output  # also where a = 0: pure noise, at zero terminal SNR
+        return (latents - s * output) / max(a, LEAST_SIGNAL)
+    # Variance exploding, as Karras et al. (arXiv 2206.00364) write it: x = x0 + sigma e.
+    sigma = float(scheduler.sigmas[call])
+    if prediction == "v_prediction":
         return latents / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
     return latents - sigma * output
 

@@ -104,9 +104,9 @@ def enqueue_feed(redis: Redis) -> None:
 
 
 def _enqueue_feed(redis: Redis) -> None:
-    task_queue(redis, QueueName.BATCHES).enqueue(
-        feed, job_timeout=FEED_SPAN + 60, result_ttl=0, failure_ttl=FEED_FAILURE_TTL
-    )
+    queue = task_queue(redis, QueueName.BATCHES)
+    if queue.count == 0:  # one that waits is enough: each asks for its successor
+        queue.enqueue(feed, job_timeout=FEED_SPAN + 60, result_ttl=0, failure_ttl=FEED_FAILURE_TTL)
 
 
 def enqueue_hash(redis: Redis, path: Path) -> None:

@@ -37,6 +37,7 @@ def job_data(fields: Mapping[str, str]) -> dict[str, Any]:
         "result": _result(job),
         "error": job.error,
         "compute_metrics": job.metrics,
+        "usage": job.usage.told() if job.usage else None,
         "links": links,
     }
 

@@ -74,7 +74,11 @@ def _try(attempt: HookTry, settings: Settings) -> Verdict:
     targets = settings.webhook_targets
     if targets is None:
         return failed("SD_WEBHOOK_SECRETS is not set where the webhooks worker runs")
-    event, now = WebhookEvent.of(attempt), datetime.now(UTC)
+    try:
+        event, now = WebhookEvent.of(attempt), datetime.now(UTC)
+    except (LookupError, TypeError, ValueError) as error:  # written by another version, say
+        log.exception("%s cannot be read", attempt.event)
+        return failed(f"the event cannot be read: {error!r}")
     headers = event.headers(parse_secrets(settings.webhook_secrets), now)
     try:
         answer = Sender(targets=targets).post(attempt.url, event.body, headers)

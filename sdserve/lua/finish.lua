@@ -8,10 +8,12 @@
 -- One more observation of a line of the app's pace: what Line.seen of pace.py does.
 local function learn(app, field, size, seconds, fading)
   local u, z = 1 / size, seconds / size
-  local sums, seen = {}, {1, u, z, u * u, u * z}
-  for number in string.gmatch(redis.call('HGET', app, field) or '0 0 0 0 0', '%S+') do
-    local i = #sums + 1
-    sums[i] = tonumber(number) * fading + seen[i]
+  local before, sums = {}, {1, u, z, u * u, u * z}
+  for number in string.gmatch(redis.call('HGET', app, field) or '', '%S+') do
+    before[#before + 1] = tonumber(number)
+  end
+  if #before == #sums then  -- else nothing is known, or another version wrote it
+    for i, number in ipairs(before) do sums[i] = number * fading + sums[i] end
   end
   redis.call('HSET', app, field, string.format('%.17g %.17g %.17g %.17g %.17g', unpack(sums)))
 end

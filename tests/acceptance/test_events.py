@@ -35,7 +35,8 @@ def test_a_cold_start_is_seen_as_it_happens(server: Server) -> None:
         events = [event.data for event in stream if event.kind == "job"]
     phases = [event["phase"] for event in events]
     assert phases[0] == "starting a process"
-    assert any(phase and phase.startswith("reading file") for phase in phases), phases
+    # How it loads is told too, as far as it takes longer than the quarter second between two looks.
+    assert phases.index("starting") > 0, phases
     steps = [event["progress"]["step"] for event in events if event["status"] == "running"]
     assert len(steps) >= 5  # told one by one, where they take a fifth of a second
     assert steps == sorted(steps)

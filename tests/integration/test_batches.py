@@ -345,7 +345,11 @@ def test_a_lost_task_is_asked_for_again_and_a_live_one_is_not(uploads: Uploads) 
     assert len(_tasks(uploads.redis)) == 1
     uploads.redis.delete(keys.FEEDING)  # as when its time has run out
     enqueue_feed(uploads.redis)
-    assert len(_tasks(uploads.redis)) == 2
+    assert len(_tasks(uploads.redis)) == 1  # it waits yet: a second would have a successor too
+    task_queue(uploads.redis, QueueName.BATCHES).empty()  # as by a worker that took it and died
+    uploads.redis.delete(keys.FEEDING)
+    enqueue_feed(uploads.redis)
+    assert len(_tasks(uploads.redis)) == 1
 
 
 def _tasks(redis: Redis) -> list[str]:

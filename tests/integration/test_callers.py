@@ -69,7 +69,7 @@ def test_every_route_asks_for_a_key_except_health(
     app: HttpApp = request.getfixturevalue(name)
     token = create_key(world.store, "ann")
     routes = [
-        (method, path.format_map({"job_id": "x", "number": "0"}))
+        (method, path.format_map({"job_id": "x", "batch_id": "x", "number": "0"}))
         for path, methods in app.app.openapi()["paths"].items()
         for method in methods
     ]

@@ -71,7 +71,7 @@ def test_every_step_is_seen_until_the_end(app: HttpApp, world: World) -> None:
         ("running", 0, None),
         ("running", 1, None),
         ("running", 2, None),
-        ("succeeded", 2, None),
+        ("succeeded", 20, None),
     ]
     assert [event.id for event in seen] == ["1", "2", "3", "4", "5"]
     assert seen[3].data["phase"] == "step 2 of 20"

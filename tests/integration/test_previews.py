@@ -5,6 +5,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from redis import Redis
 
 from sdserve import keys
 from sdserve.checkpoints import inspect_checkpoint
+from sdserve.families import SCHEDULERS
 from sdserve.jobs import JobStatus
 from sdserve.operations import ViewJob, ViewPreview, Watch
 from sdserve.store import RedisJobStore
@@ -58,6 +60,44 @@ def test_a_preview_shows_the_picture_long_before_it_is_drawn(
     assert np.abs(drawn - early).mean() < np.abs(plain).mean() * 1.5
     flat_early = (early - early.mean(axis=(0, 1))).ravel()
     assert np.corrcoef(plain.ravel(), flat_early)[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("scheduler", sorted(set(SCHEDULERS) - {"flow_euler"}))
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_every_sampler_shows_something_at_zero_terminal_snr(
+    engine: DiffusionEngine, scheduler: str, prediction: str
+) -> None:
+    """At the first step such a model has nothing but noise."""
+    picture = engine.begin(params_for(DEMO, scheduler=scheduler), 0)
+    name, options = SCHEDULERS[scheduler]
+    config = {
+        **picture.scheduler.config,
+        "prediction_type": prediction,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+    }
+    noisy = getattr(diffusers, name).from_config(config, **options)
+    noisy.set_timesteps(4)
+    for call in range(len(noisy.timesteps)):
+        foreseen = foresight.foresee(noisy, call, picture.latents, picture.latents)
+        assert bool(torch.isfinite(foreseen).all())
+
+
+def test_a_preview_that_cannot_be_told_harms_no_job(
+    engine: DiffusionEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = engine.begin(params_for(DEMO, scheduler="ddim"), 0)
+    picture.is_watched = True
+    del picture.scheduler.alphas_cumprod  # what `foresee` needs first
+
+    def step(*_args: object, **_options: object) -> tuple[torch.Tensor]:
+        return (picture.latents,)
+
+    picture.scheduler.step = step
+    engine.step([picture])
+    assert picture.foreseen is None
+    assert picture.calls_done == 1
+    assert "no preview" in caplog.text
 
 
 def test_watching_changes_no_pixel(engine: DiffusionEngine) -> None:

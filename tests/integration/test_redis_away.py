@@ -25,7 +25,7 @@ from sdserve.store import RedisJobStore, connect
 from tests.event_client import EventClient
 from tests.http_app import PROMPT, HttpApp, answer, edge_settings
 from tests.store_world import World
-from tests.values import spec
+from tests.values import APP, spec
 from tests.waiting import LIMIT, until
 
 pytestmark = pytest.mark.integration
@@ -87,7 +87,7 @@ def app(request: pytest.FixtureRequest, own_redis: OwnRedis) -> Iterator[HttpApp
 def routes(app: FastAPI, job_id: str) -> list[tuple[str, str]]:
     """Method and path of everything that asks Redis."""
     return [
-        (method.upper(), path.format(job_id=job_id, number=0))
+        (method.upper(), path.format(job_id=job_id, batch_id=job_id, number=0))
         for path, operations in app.openapi()["paths"].items()
         for method in operations
         if not path.endswith("/live")
@@ -97,7 +97,8 @@ def routes(app: FastAPI, job_id: str) -> list[tuple[str, str]]:
 def ask(app: HttpApp, method: str, path: str) -> tuple[httpx.Response, float]:
     """The answer, and the seconds it took."""
     start = time.monotonic()
-    body = PROMPT if method == "POST" else None
+    batch = {"app": APP, "lines": [PROMPT]}
+    body = None if method != "POST" else batch if path.endswith("/batches") else PROMPT
     return app.http.request(method, path, json=body), time.monotonic() - start
 
 

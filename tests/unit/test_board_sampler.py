@@ -3,6 +3,8 @@
 import threading
 import time
 
+import pytest
+
 from tests.waiting import until
 from workers.board_sampler import BEFORE, BoardSampler
 from workers.energy import Sample
@@ -77,3 +79,33 @@ def test_sampling_takes_little_time() -> None:
     board.until_looked(100)
     sampler.end("a")
     assert time.process_time() - cpu < 0.2 * (time.monotonic() - start)
+
+
+def test_a_look_that_takes_longer_than_a_job_ends_nothing() -> None:
+    """Its sample is older than the only job that there is when it comes back."""
+    board = Board()
+    sampler = BoardSampler(board.sample)
+    sampler.begin("late", 10**6)  # the board's clock is far behind it
+    board.until_looked(3)
+    assert sampler.is_running
+    assert sampler.end("late") == []
+
+
+def test_a_board_that_fails_does_so_for_one_job_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board, failures = Board(), list[object]()
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+
+    def fail() -> Sample:
+        raise OSError
+
+    sampler = BoardSampler(fail)
+    sampler.begin("a", 0.0)
+    until(lambda: not sampler.is_running)
+    assert sampler.end("a") == []
+    assert len(failures) == 1
+    sampler._read = board.sample  # pyright: ignore[reportPrivateUsage] (it is well again)
+    sampler.begin("b", 0.0)
+    board.until_looked(2)
+    assert sampler.end("b")

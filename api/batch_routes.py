@@ -46,6 +46,7 @@ from sdserve.errors import (
 )
 from sdserve.jobs import is_job_id, new_job_id
 from sdserve.operations import Cancel
+from sdserve.webhook_targets import MAX_URL
 
 ROUTE = "/v1/batches"
 NDJSON = "application/x-ndjson"
@@ -138,6 +139,10 @@ class BatchRoutes:
         defaults: Annotated[
             str | None, Query(description="JSON object: fields for lines that lack them")
         ] = None,
+        webhook: Annotated[
+            str | None,
+            Query(max_length=MAX_URL, description="https URL that is told of the batch's end"),
+        ] = None,
         key: IdempotencyKey = None,
     ) -> BatchResponse | Response:
         """Accept a batch: JSON Lines, or one JSON object. All its lines, or none."""
@@ -145,7 +150,7 @@ class BatchRoutes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
             if kind in JSON_LINES:
-                upload = await self._upload_of(app, _object(defaults))
+                upload = await self._upload_of(app, _object(defaults), webhook)
                 await read_lines(
                     upload, self._limited(request, self._limits.upload_bytes, "SD_MAX_BATCH_BYTES")
                 )
@@ -153,7 +158,9 @@ class BatchRoutes:
                 most = self._edge.settings.max_body_bytes
                 body = await read_json(self._limited(request, most, "SD_MAX_BODY_BYTES"))
                 upload = await self._upload_of(
-                    body.app or app, {**_object(defaults), **body.defaults}
+                    body.app or app,
+                    {**_object(defaults), **body.defaults},
+                    body.webhook or webhook,
                 )
                 upload.note(body.model_dump_json().encode())
                 for number, line in enumerate(body.lines):
@@ -255,14 +262,17 @@ class BatchRoutes:
             raise BatchNotFoundError(batch_id)
         return batch
 
-    async def _upload_of(self, app: str | None, defaults: dict[str, Any]) -> Upload:
+    async def _upload_of(
+        self, app: str | None, defaults: dict[str, Any], webhook: str | None
+    ) -> Upload:
         specs = await self._edge.store.apps()
         return Upload(
             app=app,
             defaults=defaults,
             specs=specs,
             limits=self._limits,
-            webhook=self._edge.webhook,
+            webhook=webhook,
+            check_webhook=self._edge.webhook,
         )
 
     def _limited(self, request: Request, most: int, setting: str) -> AsyncIterator[bytes]:
@@ -283,6 +293,7 @@ class BatchRoutes:
                 digest=upload.digest,
                 room_limit=self._limits.room,
                 client_room=self._limits.client_room,
+                webhook=upload.webhook,
                 idempotency_key=key,
             )
         )

@@ -21,6 +21,7 @@ from sdserve.batches import PART, BatchLine, pack_lines
 from sdserve.errors import AppNotFoundError, InvalidParameterError
 from sdserve.generation import ImageFormat
 from sdserve.limits import BatchLimits
+from sdserve.webhook_targets import MAX_URL
 
 JSON_LINES = ("application/jsonl", "application/x-ndjson")  # no simple type of CORS
 MAX_LINE_BYTES = 64 * 1024  # a prompt of 2,000 characters, escaped, is 24 kB
@@ -53,6 +54,11 @@ class BatchBody(BaseModel):
     defaults: dict[str, Any] = Field(
         default_factory=dict[str, Any], description="request fields for lines that lack them"
     )
+    webhook: str | None = Field(
+        default=None,
+        max_length=MAX_URL,
+        description="https URL that is told of the batch's end (Standard Webhooks)",
+    )
     lines: list[dict[str, Any]] = Field(min_length=1)
 
 
@@ -66,7 +72,8 @@ class Upload:
         defaults: Mapping[str, Any],
         specs: Mapping[str, AppSpec],
         limits: BatchLimits,
-        webhook: Callable[[str | None], str | None],
+        webhook: str | None,
+        check_webhook: Callable[[str | None], str | None],
     ) -> None:
         """Be empty.
 
@@ -75,16 +82,20 @@ class Upload:
             defaults: request fields of lines that do not set their own.
             specs: what is deployed.
             limits: of one batch.
-            webhook: checks the field of that name.
+            webhook: URL that is told of the batch's end.
+            check_webhook: checks such a URL.
 
         Raises:
+            InvalidParameterError: no webhook goes there.
             HttpProblemError: 422, the defaults have a field that no request has.
         """
         self._app = app
         self._specs = specs
         self._limits = limits
-        self._webhook = webhook
-        self._digest = hashlib.sha256(json.dumps([app, dict(defaults)], sort_keys=True).encode())
+        self.webhook = check_webhook(webhook)
+        self._check_webhook = check_webhook
+        options = json.dumps([app, dict(defaults), webhook], sort_keys=True)
+        self._digest = hashlib.sha256(options.encode())
         self._faults = list[FieldProblem]()
         self._part = list[BatchLine]()
         self._defaults = dict(defaults)
@@ -169,7 +180,7 @@ class Upload:
             return
         try:
             params = body.to_params(spec.defaults, ImageFormat.BASE64)
-            webhook = self._webhook(body.webhook)
+            webhook = self._check_webhook(body.webhook)
         except InvalidParameterError as error:
             self._fault(error.field, error.message)
             return

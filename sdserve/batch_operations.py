@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -89,6 +89,7 @@ class CreateBatch(Operation[Created]):
     digest: str  # of the upload as it came
     room_limit: int
     client_room: int
+    webhook: str | None = None  # URL that is told of the batch's end
     idempotency_key: str | None = None
     idempotency_ttl: timedelta = timedelta(hours=24)
 
@@ -117,7 +118,8 @@ class CreateBatch(Operation[Created]):
             self.batch_id, self.client, self.lines, self.digest,
             int(self.idempotency_ttl.total_seconds()), PART, self.parts,
             json.dumps([sorted(apps) for apps in self.apps_of_part]), self.room, self.room_limit,
-            self.client_room, json.dumps(list(self.lines_of_app)), *self.lines_of_app.values(),
+            self.client_room, self.webhook or "", json.dumps(list(self.lines_of_app)),
+            *self.lines_of_app.values(),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Created:
@@ -181,22 +183,7 @@ class ViewBatch(Operation[Batch]):
         fields = _pairs(reply[0])
         if not fields:
             raise BatchNotFoundError(self.batch_id)
-        apps: list[str] = json.loads(fields["apps"])
-        return Batch(
-            id=fields["id"],
-            client=fields["client"],
-            lines=int(fields["lines"]),
-            apps=tuple(_lines_of(app, fields) for app in apps),
-            apps_of_part=tuple(map(frozenset, json.loads(fields["apps_of_parts"]))),
-            created_at=_time(fields["created"]),
-            ended_at=_time(fields["ended"]) if "ended" in fields else None,
-            cancel_requested="cancel" in fields,
-            succeeded=int(fields.get("succeeded", 0)),
-            failed=int(fields.get("failed", 0)),
-            cancelled=int(fields.get("cancelled", 0)),
-            live=_pairs(reply[1]),
-            packed=int(fields.get("packed", 0)),
-        )
+        return batch_of(fields, live=_pairs(reply[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +286,27 @@ class PackPart(Operation[bool]):
         return reply == 1
 
 
-def _lines_of(app: str, fields: dict[str, str]) -> AppLines:
+def batch_of(fields: Mapping[str, str], live: Mapping[str, str]) -> Batch:
+    """A batch from its hash and its jobs that have not ended (id -> app)."""
+    apps: list[str] = json.loads(fields["apps"])
+    return Batch(
+        id=fields["id"],
+        client=fields["client"],
+        lines=int(fields["lines"]),
+        apps=tuple(_lines_of(app, fields) for app in apps),
+        apps_of_part=tuple(map(frozenset, json.loads(fields["apps_of_parts"]))),
+        created_at=_time(fields["created"]),
+        ended_at=_time(fields["ended"]) if "ended" in fields else None,
+        cancel_requested="cancel" in fields,
+        succeeded=int(fields.get("succeeded", 0)),
+        failed=int(fields.get("failed", 0)),
+        cancelled=int(fields.get("cancelled", 0)),
+        live=live,
+        packed=int(fields.get("packed", 0)),
+    )
+
+
+def _lines_of(app: str, fields: Mapping[str, str]) -> AppLines:
     rest = fields.get(f"rest:{app}")
     return AppLines(
         app=app,

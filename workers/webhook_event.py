@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic_core import to_jsonable_python
 
+from sdserve.batch_operations import batch_of
 from sdserve.jobs import Job
 from sdserve.operations import job_of
 from sdserve.outbox import HookTry
@@ -55,8 +56,33 @@ def _result(job: Job) -> dict[str, Any] | None:
     }
 
 
+def batch_data(fields: Mapping[str, str]) -> dict[str, Any]:
+    """An ended batch, as `GET /v1/batches/{id}` tells it."""
+    batch = batch_of(fields, live={})
+    here = f"/v1/batches/{batch.id}"
+    return {
+        "id": batch.id,
+        "status": batch.state,
+        "lines": batch.lines,
+        "counts": {
+            "waiting": 0,
+            "active": 0,
+            "succeeded": batch.succeeded,
+            "failed": batch.failed,
+            "cancelled": batch.cancelled,
+        },
+        "apps": {lines.app: lines.lines for lines in batch.apps},
+        "created_at": batch.created_at,
+        "ended_at": batch.ended_at,
+        "links": {"self": here, "results": f"{here}/results", "images": f"{here}/images.zip"},
+    }
+
+
 # What is told of the hash of a subject, by the kind of event.
-DATA: Mapping[str, Callable[[Mapping[str, str]], dict[str, Any]]] = {"job": job_data}
+DATA: Mapping[str, Callable[[Mapping[str, str]], dict[str, Any]]] = {
+    "job": job_data,
+    "batch": batch_data,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +90,7 @@ class WebhookEvent:
     """A message to a receiver, the same in each try."""
 
     id: str
-    type: str  # e.g. job.succeeded
+    type: str  # e.g. job.succeeded, batch.completed
     body: bytes
 
     @classmethod

@@ -190,11 +190,18 @@ class AsyncSdClient:
         *,
         app: str | None = None,
         defaults: Mapping[str, object] | None = None,
+        webhook: str | None = None,
         idempotency_key: str | None = None,
     ) -> BatchView:
         """As `SdClient.create_batch`."""
         return await self._run(
-            self._batches.create(lines, app=app, defaults=defaults, idempotency_key=idempotency_key)
+            self._batches.create(
+                lines,
+                app=app,
+                defaults=defaults,
+                webhook=webhook,
+                idempotency_key=idempotency_key,
+            )
         )
 
     async def batch(self, batch_id: str) -> BatchView:

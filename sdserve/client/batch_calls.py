@@ -38,10 +38,12 @@ class BatchCalls:
         *,
         app: str | None,
         defaults: Mapping[str, object] | None,
+        webhook: str | None,
         idempotency_key: str | None,
     ) -> Program[BatchView]:
         params = {"app": app} if app else {}
         params |= {"defaults": json.dumps(dict(defaults))} if defaults else {}
+        params |= {"webhook": webhook} if webhook else {}
         request = Request(
             method="POST",
             path="/v1/batches",

@@ -249,6 +249,7 @@ class SdClient:
         *,
         app: str | None = None,
         defaults: Mapping[str, object] | None = None,
+        webhook: str | None = None,
         idempotency_key: str | None = None,
     ) -> BatchView:
         """Hand in many generations as one: all of its lines are accepted, or none.
@@ -257,10 +258,17 @@ class SdClient:
             lines: request fields each, besides `app` and `custom_id` where wanted.
             app: for lines that name none.
             defaults: request fields for lines that lack them.
+            webhook: https URL that is told of the batch's end.
             idempotency_key: same key and lines = same batch; a random one when absent.
         """
         return self._run(
-            self._batches.create(lines, app=app, defaults=defaults, idempotency_key=idempotency_key)
+            self._batches.create(
+                lines,
+                app=app,
+                defaults=defaults,
+                webhook=webhook,
+                idempotency_key=idempotency_key,
+            )
         )
 
     def batch(self, batch_id: str) -> BatchView:

@@ -61,10 +61,15 @@ end
 -- So many more lines of a batch have ended; the last ones end the batch.
 local function end_lines(batch, status, count, now, ttl_s)
   redis.call('HINCRBY', batch, status, count)
-  local counts = redis.call('HMGET', batch, 'lines', 'parts', 'succeeded', 'failed', 'cancelled')
+  local counts = redis.call('HMGET', batch, 'lines', 'parts', 'succeeded', 'failed', 'cancelled',
+    'webhook', 'cancel', 'id')
   local ended = (counts[3] or 0) + (counts[4] or 0) + (counts[5] or 0)
   if ended < tonumber(counts[1]) then return end
   redis.call('HSET', batch, 'ended', now)
+  if counts[6] then
+    local how = counts[7] and 'cancelled' or 'completed'
+    tell_webhook('batch', counts[8], how, counts[6], now, batch)
+  end
   for _, name in ipairs(keys_of_batch(batch, counts[2])) do redis.call('EXPIRE', name, ttl_s) end
 end
 

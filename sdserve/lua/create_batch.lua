@@ -5,7 +5,7 @@
 -- Not allow-oom: a full store must refuse new work.
 -- KEYS batch idempotency batches open (part)*
 -- ARGV id client lines digest idempotency_ttl_s part_lines parts apps_of_parts_json room room_limit
---      client_limit apps_json (lines of app)*
+--      client_limit webhook('' for none) apps_json (lines of app)*
 local batch, idem, batches, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, client, digest, parts = ARGV[1], ARGV[2], ARGV[4], tonumber(ARGV[7])
 local room = tonumber(ARGV[9])
@@ -48,10 +48,11 @@ end
 for part = 1, parts do redis.call('PERSIST', KEYS[4 + part]) end
 local now = server_ms()
 redis.call('HSET', batch, 'id', id, 'client', client, 'lines', ARGV[3], 'part_lines', ARGV[6],
-  'parts', parts, 'apps_of_parts', ARGV[8], 'room', room, 'apps', ARGV[12], 'created', now)
-for i, app in ipairs(cjson.decode(ARGV[12])) do
-  redis.call('HSET', batch, 'lines:' .. app, ARGV[12 + i])
+  'parts', parts, 'apps_of_parts', ARGV[8], 'room', room, 'apps', ARGV[13], 'created', now)
+for i, app in ipairs(cjson.decode(ARGV[13])) do
+  redis.call('HSET', batch, 'lines:' .. app, ARGV[13 + i])
 end
+if ARGV[12] ~= '' then redis.call('HSET', batch, 'webhook', ARGV[12]) end
 redis.call('ZADD', batches, now, id)
 redis.call('ZADD', open, now, id)
 if idem ~= '' then

@@ -1,6 +1,7 @@
 """The batches of the job store in memory: what the scripts on batches do, said once more."""
 
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from sdserve.batch_operations import (
@@ -21,6 +22,7 @@ from sdserve.batches import (
     AppLines,
     Batch,
     BatchPlace,
+    BatchState,
     Part,
     part_of,
     unpack_lines,
@@ -28,6 +30,7 @@ from sdserve.batches import (
 )
 from sdserve.errors import BatchNotFoundError
 from sdserve.jobs import JobStatus
+from sdserve.testing.memory_outbox import MemoryOutbox
 
 
 @dataclass(kw_only=True)
@@ -45,17 +48,45 @@ class _Batch:
     packed: int = 0
     expires: float | None = None
 
-    def end_lines(self, status: str, count: int, now: float, ttl: timedelta) -> None:
+    def end_lines(
+        self, status: str, count: int, now: float, ttl: timedelta, outbox: MemoryOutbox
+    ) -> None:
         self.counts[status] += count
         if sum(self.counts.values()) >= self.created.lines:
             self.ended = now
             self.expires = now + ttl.total_seconds()
+            if self.created.webhook is not None:
+                how = BatchState.CANCELLED if self.is_cancelled else BatchState.COMPLETED
+                name, url = self.created.batch_id, self.created.webhook
+                outbox.tell("batch", name, how, url, self._fields(), now)
+
+    def _fields(self) -> dict[str, str]:
+        """The hash of the batch in the real store, as far as a webhook tells it."""
+        fields = {
+            "id": self.created.batch_id, "client": self.created.client,
+            "lines": str(self.created.lines), "created": str(self.at * 1000),
+            "apps_of_parts": json.dumps([sorted(apps) for apps in self.created.apps_of_part]),
+            "apps": json.dumps(list(self.apps)), "packed": str(self.packed),
+            **{status: str(count) for status, count in self.counts.items()},
+        }  # fmt: skip
+        for app, lines in self.apps.items():
+            fields |= {f"lines:{app}": str(lines.lines), f"fed:{app}": str(lines.fed)}
+            fields[f"last:{app}"] = str(lines.last)
+            if lines.rest is not None:
+                error = asdict(lines.rest.error) if lines.rest.error else None
+                fields[f"rest:{app}"] = f"{lines.rest.status} {json.dumps({'error': error})}"
+        if self.ended is not None:
+            fields["ended"] = str(self.ended * 1000)
+        if self.is_cancelled:
+            fields["cancel"] = "1"
+        return fields
 
 
 class InMemoryBatches:
     """Part of InMemoryJobStore, under its lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, outbox: MemoryOutbox) -> None:
+        self._outbox = outbox
         self._batches: dict[str, _Batch] = {}
         self._parts: dict[tuple[str, int], tuple[bytes, float]] = {}  # data, end until created
         self._open: dict[str, None] = {}
@@ -84,7 +115,7 @@ class InMemoryBatches:
         if batch is None or batch.live.pop(job_id, None) is None:
             return
         batch.records.setdefault(part_of(place.line), {})[place.line] = f"{status} {meta}"
-        batch.end_lines(status, 1, now, ttl)
+        batch.end_lines(status, 1, now, ttl, self._outbox)
 
     # --- the operations ----------------------------------------------------------------------
 
@@ -149,7 +180,7 @@ class InMemoryBatches:
                 batch.apps[app] = replace(lines, rest=op.state)
                 count += lines.lines - lines.fed
         if count:
-            batch.end_lines(op.state.status, count, now, op.job_ttl)
+            batch.end_lines(op.state.status, count, now, op.job_ttl, self._outbox)
         return Closing.CLOSED
 
     def view(self, op: ViewBatch, now: float) -> Batch:

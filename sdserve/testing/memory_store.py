@@ -5,6 +5,7 @@ that a state machine compares the real one with.
 """
 
 import json
+import math
 import threading
 import time
 from collections import Counter, defaultdict
@@ -145,8 +146,8 @@ class InMemoryJobStore:
         self._load: Counter[str] = Counter()
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
-        self._batches = InMemoryBatches()
         self._outbox = MemoryOutbox()
+        self._batches = InMemoryBatches(self._outbox)
         self._keyring = InMemoryKeys()
         self._usage: defaultdict[int, Counter[str]] = defaultdict(Counter)  # day -> field -> amount
         self._operations: dict[str, Callable[[Any, float], Any]] = {
@@ -180,7 +181,9 @@ class InMemoryJobStore:
     def run(self, operation: Operation[Reply]) -> Reply:
         """Run one operation."""
         with self._lock:
-            return self._operations[operation.script](operation, self._clock())
+            # Whole milliseconds, as the scripts have: a time is the same wherever it is read.
+            now = math.floor(self._clock() * 1000) / 1000
+            return self._operations[operation.script](operation, now)
 
     # --- the operations ----------------------------------------------------------------------
 

@@ -72,9 +72,12 @@ class TcpProxy:
 
     async def _close(self) -> None:
         self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        while self._connections:  # some may have been accepted a moment ago
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+        for _ in range(3):  # a transport closes its socket in later turns of the loop
+            await asyncio.sleep(0)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -82,8 +85,8 @@ class TcpProxy:
         self._connections.add(task)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:  # the server is down: so is this connection
-            writer.close()
+        except (OSError, asyncio.CancelledError):  # the server is down, or we close: so is this
+            writer.transport.abort()
             self._connections.discard(task)
             return
         pumps = [
@@ -100,8 +103,10 @@ class TcpProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
             for stream in (writer, back):
                 stream.close()
-                with suppress(OSError, TimeoutError):  # who does not read is not waited for
+                try:
                     await asyncio.wait_for(stream.wait_closed(), 1)
+                except (OSError, TimeoutError):  # who does not read is not waited for
+                    stream.transport.abort()
             self._connections.discard(task)
 
     async def _pump(

@@ -7,7 +7,14 @@ import pytest
 from redis import Redis
 
 from sdserve import keys
-from sdserve.batch_operations import BatchAdmission, CloseLines, Closing, ListBatches, ReadPart
+from sdserve.batch_operations import (
+    BatchAdmission,
+    CloseLines,
+    Closing,
+    ListBatches,
+    ReadPart,
+    batch_of,
+)
 from sdserve.batches import PART, BatchState, LineStatus
 from sdserve.errors import BatchNotFoundError, JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus
@@ -22,6 +29,7 @@ pytestmark = pytest.mark.integration
 
 GONE = JobFailure(code="app_gone", message="it was deleted")
 NOW = timedelta(0)
+URL = "https://receiver.example/hook"
 
 
 @pytest.fixture(params=["redis", "memory"])
@@ -249,6 +257,50 @@ def test_the_last_end_completes_the_batch(world: World) -> None:
     batch = batches.view(batch_id)
     assert (batch.state, batch.succeeded, batch.live) == (BatchState.COMPLETED, 2, {})
     assert batch.ended_at is not None
+
+
+def test_the_end_of_a_batch_is_told_once(world: World) -> None:
+    batches = Batches(world.store)
+    batch_id = batches.make(2, webhook=URL)
+    for line in (1, 2):
+        batches.feed(batch_id, line)
+        assert world.hooks() == []
+        job = world.claim()
+        world.succeed(job)
+        world.succeed(job)  # its reply was lost
+    assert world.take() == [f"batch_{batch_id}_completed"]
+    attempt = world.begin(f"batch_{batch_id}_completed")
+    assert attempt is not None
+    assert attempt.url == URL
+    assert batch_of(attempt.subject, live={}) == batches.view(batch_id)
+
+
+def test_the_end_of_a_cancelled_batch_is_told_when_its_last_job_stops(world: World) -> None:
+    batches = Batches(world.store)
+    batch_id = batches.make(3, webhook=URL)
+    batches.feed(batch_id, 1)
+    job = world.claim()
+    batches.close(batch_id)
+    batches.close(batch_id)
+    world.cancel(job.id)
+    assert world.hooks() == []
+    world.succeed(job)
+    attempt = world.begin(f"batch_{batch_id}_cancelled")
+    assert attempt is not None
+    assert batch_of(attempt.subject, live={}) == batches.view(batch_id)
+    # Where no job runs, the cancel itself is the end.
+    idle = batches.make(1, webhook=URL)
+    batches.close(idle)
+    batches.close(idle)
+    assert [hook.event for hook in world.hooks() if idle in hook.event] == [
+        f"batch_{idle}_cancelled"
+    ]
+
+
+def test_a_batch_without_webhook_tells_nobody(world: World) -> None:
+    batches = Batches(world.store)
+    batches.close(batches.make(1))
+    assert world.hooks() == []
 
 
 def test_a_job_of_a_batch_goes_before_its_line_does(world: World) -> None:

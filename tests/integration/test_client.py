@@ -1,6 +1,8 @@
 """Both clients against the real server: its HTTP, its Redis, a replica that draws."""
 
 import asyncio
+import json
+import zipfile
 from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import timedelta
@@ -10,13 +12,17 @@ import pytest
 from redis import Redis
 
 from sdserve.api_keys import Token
+from sdserve.batches import BatchState, LineStatus
 from sdserve.client import ApiError, AsyncSdClient, JobView, SdClient
 from sdserve.jobs import JobStatus
 from sdserve.store import RedisJobStore
 from tests.http_app import HttpApp, edge_settings
 from tests.keys import create_key
+from tests.rq_worker import working
 from tests.served_replica import Gate, server, warm_replica
 from tests.values import APP
+from tests.waiting import until
+from workers.task_queue import QueueName
 
 pytestmark = pytest.mark.integration
 
@@ -90,3 +96,63 @@ def test_without_its_key_a_job_does_not_exist(url: str, token: Token, redis: Red
         ):
             client.job(job.id)
         assert caught.value.status == status
+
+
+def test_a_batch_from_its_lines_to_its_zip(
+    url: str, token: Token, redis_url: str, tmp_path: Path
+) -> None:
+    lines = [
+        {"prompt": "a red circle", "custom_id": "first"},
+        {"prompt": "two", "num_images": 2},
+        {"prompt": "a third", "seed": 9},
+    ]
+    defaults = {"num_inference_steps": 3, "width": 64, "height": 64}
+    with working(redis_url, queue=QueueName.BATCHES), SdClient(url, api_key=token.text) as client:
+        made = client.create_batch(lines, app=APP, defaults=defaults, idempotency_key="k")
+        assert (made.lines, made.apps) == (3, {APP: 3})
+        again = client.create_batch(lines, app=APP, defaults=defaults, idempotency_key="k")
+        assert again.id == made.id
+        until(lambda: client.batch(made.id).status is BatchState.COMPLETED)
+        ended = client.batch(made.id)
+        assert (ended.counts.succeeded, ended.counts.waiting, ended.counts.active) == (3, 0, 0)
+        results = list(client.batch_results(made.id))
+        assert [(line.line, line.status) for line in results] == [
+            (number, LineStatus.SUCCEEDED) for number in (1, 2, 3)
+        ]
+        assert (results[0].custom_id, results[2].seed) == ("first", 9)
+        assert [line.line for line in client.batch_results(made.id, after=2)] == [3]
+        # The job of a line is one like any other.
+        job_id = results[1].job_id
+        assert job_id is not None
+        pictures = client.pictures(client.job(job_id))
+        with zipfile.ZipFile(client.download_batch(made.id, tmp_path / "all.zip")) as file:
+            told = [json.loads(line) for line in file.read("results.jsonl").splitlines()]
+            kept = [file.read(name) for name in told[1]["files"]]
+        assert kept == [picture.data for picture in pictures]
+        with pytest.raises(ApiError) as caught:
+            client.cancel_batch(made.id)
+        assert caught.value.status == 409
+
+
+async def test_a_batch_is_taken_whole_or_not_and_is_cancelled(url: str, token: Token) -> None:
+    async with AsyncSdClient(url, api_key=token.text) as client:
+        with pytest.raises(ApiError, match="line 2: prompt"):
+            await client.create_batch([CIRCLE, {"prompt": ""}], app=APP)
+        made = await client.create_batch([CIRCLE] * 2, app=APP)  # nobody feeds it
+        assert made.status is BatchState.ACCEPTED
+        ended = await client.cancel_batch(made.id)
+        assert (ended.status, ended.counts.cancelled) == (BatchState.CANCELLED, 2)
+        lines = [line async for line in client.batch_results(made.id)]
+        assert [(line.status, line.job_id) for line in lines] == [(LineStatus.CANCELLED, None)] * 2
+
+
+def test_a_batch_is_its_owners(url: str, token: Token, redis: Redis) -> None:
+    with SdClient(url, api_key=token.text) as client:
+        made = client.create_batch([CIRCLE], app=APP)
+    other = create_key(RedisJobStore(redis), "bob")
+    with (
+        SdClient(url, api_key=other.text, patience=timedelta()) as client,
+        pytest.raises(ApiError) as caught,
+    ):
+        client.batch(made.id)
+    assert caught.value.status == 404

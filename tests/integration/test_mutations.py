@@ -217,6 +217,8 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("a batch that never expires", "redis.call('EXPIRE', name, ttl_s)", ""),
         ("room made from the young", "now - keep_ms,", "'+inf',"),
         ("room never made", "if bytes > budget then", "if false then"),
+        ("a batch's end that no webhook hears of", "if counts[6] then", "if false then"),
+        ("a cancel told as a completion", "counts[7] and 'cancelled' or", ""),
         ("an end that no webhook hears of", "if facts[3] then tell", "if false then tell"),
     ],
     "take_hooks": [

@@ -31,6 +31,7 @@ from sdserve.batch_operations import (
     PutPart,
     ReadPart,
     ViewBatch,
+    batch_of,
 )
 from sdserve.batches import (
     PART,
@@ -173,15 +174,16 @@ class Stores(RuleBasedStateMachine):
         target=uploads, client=clients, key=st.sampled_from([None, None, "k1"]),
         digest=st.sampled_from(["x", "x", "y"]), count_of_lines=st.sampled_from([1, 3, PART + 1]),
         room=st.sampled_from([2 * PART, 10 * PART]), is_whole=st.sampled_from([True, True, False]),
+        webhook=st.sampled_from([None, "https://r.example/"]),
     )  # fmt: skip
     def uploads_a_batch(
         self, client: str, key: str | None, digest: str, count_of_lines: int, room: int,
-        is_whole: bool,
+        is_whole: bool, webhook: str | None,
     ) -> Any:  # fmt: skip
         accepted = lines(count_of_lines, *APPS)
         operation = create(
             accepted, client=client, idempotency_key=key, digest=digest, room_limit=room,
-            client_room=room // 2,
+            client_room=room // 2, webhook=webhook,
         )  # fmt: skip
         for number, part in enumerate(parts_of(accepted)):
             if is_whole or number:
@@ -436,7 +438,9 @@ def _timeless(outcome: Any) -> Any:
         case JobPage():
             return sorted(job.id for job in outcome.jobs)
         case HookTry():
-            return replace(outcome, subject=_timeless(job_of(outcome.subject)), created_at=None)
+            is_batch = outcome.event.startswith("batch_")
+            told = batch_of(outcome.subject, live={}) if is_batch else job_of(outcome.subject)
+            return replace(outcome, subject=_timeless(told), created_at=None)
         case list():
             return _timeless_list(outcome)
         case _:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from redis import Redis
 
+from api.gateway import create_app as create_gateway
 from api.ingress import create_app
 from api.schemas import JobResponse
 from sdserve.daemon import Daemon
@@ -29,7 +31,7 @@ from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
 from tests.receiver import Exchange, Received, Receiver, friendly, is_signed
 from tests.rq_worker import working
 from tests.store_world import World
-from tests.values import finish, spec
+from tests.values import APP, finish, spec
 from tests.waiting import until
 from workers import RQ_PREFIX
 from workers.task_queue import QueueName, task_queue
@@ -39,6 +41,7 @@ from workers.webhooks import MAX_QUEUED, sweep
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parent.parent.parent
+BATCHES = "/v1/batches"
 OLD, NEW = (f"whsec_{b64encode(byte * 32).decode()}" for byte in (b"o", b"n"))
 # What a receiver does with the first try of an event.
 FLAWS = ("none", "500", "503", "reset", "reset after it was noted", "slow", "hangs")
@@ -302,6 +305,49 @@ def test_a_request_with_a_webhook_is_told_of_its_end(redis: Redis, redis_url: st
         with delivering(redis_url):
             until(lambda: receiver.received)
     assert events(receiver) == {f"job_{job_id}_cancelled"}
+
+
+def test_the_end_of_a_batch_is_told_as_the_gateway_tells_it(redis: Redis, redis_url: str) -> None:
+    targets = WebhookTargets.parse("127.0.0.1")
+    RedisJobStore(redis).register_app(spec())
+    line, query = {"prompt": "a"}, {"app": APP}
+    with (
+        Receiver() as receiver,
+        HttpApp(create_gateway(edge_settings(redis_url, webhooks=targets))) as app,
+    ):
+        whole = {**query, "lines": [line], "webhook": receiver.url}
+        hooked = {**query, "webhook": receiver.url}
+        headers = {"Content-Type": "application/jsonl"}
+        for answer in (
+            app.http.post(BATCHES, json=whole),
+            app.http.post(BATCHES, content=json.dumps(line), params=hooked, headers=headers),
+        ):
+            assert answer.status_code == 202, answer.text
+            app.http.delete(answer.headers["Location"])
+        seen = [app.http.get(f"{BATCHES}/{one['id']}").json() for one in
+                app.http.get(BATCHES).json()["data"]]  # fmt: skip
+        with delivering(redis_url):
+            until(lambda: len(receiver.received) == 2)
+    assert events(receiver) == {f"batch_{batch['id']}_cancelled" for batch in seen}
+    bodies = {body["data"]["id"]: body for body in map(_body, receiver.received)}
+    for batch in seen:
+        body = bodies[batch["id"]]
+        assert (body["type"], body["data"]) == ("batch.cancelled", batch)
+        assert body["timestamp"] == batch["ended_at"]
+
+
+def test_a_batch_whose_webhook_cannot_be_is_refused(redis: Redis, redis_url: str) -> None:
+    RedisJobStore(redis).register_app(spec())
+    with HttpApp(create_gateway(edge_settings(redis_url))) as app:
+        whole = {"app": APP, "lines": [{"prompt": "a"}], "webhook": "https://receiver.example/"}
+        answer = app.http.post(BATCHES, json=whole)
+        assert app.http.get(BATCHES).json()["data"] == []
+    assert answer.status_code == 422
+    assert [error["field"] for error in answer.json()["errors"]] == ["webhook"]
+
+
+def _body(request: Received) -> dict[str, Any]:
+    return json.loads(request.body)
 
 
 def test_the_check_in_the_documentation_takes_ours_and_refuses_others(

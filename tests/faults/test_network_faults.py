@@ -19,7 +19,7 @@ from tests.values import submit
 
 pytestmark = pytest.mark.faults
 
-JOBS = 120
+JOBS = 80
 (APP, _) = APPS
 
 WEATHERS = {

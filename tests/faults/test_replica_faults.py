@@ -20,7 +20,7 @@ from tests.values import JOB_TTL, METRICS, finish, submit
 
 pytestmark = pytest.mark.faults
 
-JOBS = 200
+JOBS = 150
 (APP, _) = APPS
 
 

@@ -67,20 +67,25 @@ class Deployer:
         """Start Serve's HTTP proxy unless it runs.
 
         Raises:
-            DeployError: the port is taken.
+            DeployError: the port is taken; or it runs without API keys, and this command asks for
+                them.
         """
         if not cluster.serve_runs():
             self.store.note_key_required(is_required=self._settings.is_key_required)
+        elif self._settings.is_key_required and not self.is_key_required:
+            raise DeployError(
+                "The server runs without API keys, with all that is deployed on it: stop it (make "
+                "down) and start it again with SD_AUTH=on."
+            )
         cluster.start_serve(self._settings)
 
     @property
     def is_key_required(self) -> bool:
-        """Whether what is deployed now asks for an API key.
+        """Whether what is deployed now asks for an API key: as it was when Serve was started.
 
-        It does when Serve was started so. A later command, whose environment may be another, can
-        only ask for more: the address that Serve listens on does not change with it.
+        The environment of a later command may be another; the address of Serve is not.
         """
-        return self._settings.is_key_required or self.store.is_key_required()
+        return self.store.is_key_required()
 
     def specify(self, files: Iterable[Path], wishes: Wishes) -> list[AppSpec]:
         """Check files and wishes; nothing is deployed yet.

@@ -198,8 +198,9 @@ class RedisJobStore:
             self._redis.set(keys.KEY_REQUIRED, int(is_required))
 
     def is_key_required(self) -> bool:
+        """What was noted; where nothing was, or it is lost, they must."""
         with store_errors():
-            return self._redis.get(keys.KEY_REQUIRED) == b"1"
+            return self._redis.get(keys.KEY_REQUIRED) != b"0"
 
     def trim(self, *, older_than: timedelta, limit: int = 1000) -> int:
         """Forget the index entries of jobs whose record expired, once they are `older_than`.

@@ -10,14 +10,22 @@ local batch, idem, batches, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, client, digest, parts = ARGV[1], ARGV[2], ARGV[4], tonumber(ARGV[7])
 local room = tonumber(ARGV[9])
 
+-- What was stored for a batch that there will not be goes at once: it is another's room.
+local function refuse(answer, of, number)
+  for part = 1, parts do redis.call('UNLINK', KEYS[4 + part]) end
+  return {answer, of, number}
+end
+
 if idem ~= '' then
   local known = redis.call('HMGET', idem, 'id', 'digest')
-  if known[1] then return {known[2] == digest and 'duplicate' or 'conflict', known[1], 0} end
+  if known[1] and known[1] ~= id then
+    return refuse(known[2] == digest and 'duplicate' or 'conflict', known[1], 0)
+  end
 end
 -- The same id again is the same call whose reply was lost.
 if redis.call('EXISTS', batch) == 1 then return {'duplicate', id, 0} end
 
-local all, unfinished, mine, ended = 0, 0, 0, {}
+local all, unfinished, mine, own, others = 0, 0, 0, {}, {}
 for _, other in ipairs(redis.call('ZRANGE', batches, 0, -1)) do
   local facts = redis.call('HMGET', BATCH .. other, 'room', 'ended', 'client', 'parts')
   if not facts[1] then
@@ -25,6 +33,7 @@ for _, other in ipairs(redis.call('ZRANGE', batches, 0, -1)) do
   else
     all = all + facts[1]
     if facts[2] then
+      local ended = facts[3] == client and own or others
       ended[#ended + 1] = {other, facts[1], facts[4]}
     else
       unfinished = unfinished + facts[1]
@@ -32,17 +41,25 @@ for _, other in ipairs(redis.call('ZRANGE', batches, 0, -1)) do
     end
   end
 end
-if client ~= '' and mine + room > tonumber(ARGV[11]) then return {'client_full', id, mine} end
-if unfinished + room > tonumber(ARGV[10]) then return {'full', id, unfinished} end
-for part = 1, parts do
-  if redis.call('EXISTS', KEYS[4 + part]) == 0 then return {'lost', id, 0} end
+if client ~= '' and mine + room > tonumber(ARGV[11]) then
+  return refuse('client_full', id, mine)
 end
-for _, other in ipairs(ended) do
-  if all + room <= tonumber(ARGV[10]) then break end
-  redis.call('UNLINK', unpack(keys_of_batch(BATCH .. other[1], other[3])))
-  redis.call('ZREM', batches, other[1])
-  redis.call('ZREM', open, other[1])
-  all = all - other[2]
+if unfinished + room > tonumber(ARGV[10]) then return refuse('full', id, unfinished) end
+for part = 1, parts do
+  if redis.call('EXISTS', KEYS[4 + part]) == 0 then return refuse('lost', id, 0) end
+end
+-- The uploader's own ended batches go first, so that nobody's uploads push out another's results
+-- while he has some to give; then the oldest of all.
+for _, ended in ipairs({own, others}) do
+  for _, other in ipairs(ended) do
+    if all + room <= tonumber(ARGV[10]) then break end
+    for _, key in ipairs(keys_of_batch(BATCH .. other[1], other[3])) do
+      redis.call('UNLINK', key)
+    end
+    redis.call('ZREM', batches, other[1])
+    redis.call('ZREM', open, other[1])
+    all = all - other[2]
+  end
 end
 
 for part = 1, parts do redis.call('PERSIST', KEYS[4 + part]) end

@@ -129,10 +129,13 @@ class InMemoryBatches:
             known, digest, _ = self._keys[key]
             same = digest == op.digest
             admission = BatchAdmission.DUPLICATE if same else BatchAdmission.CONFLICT
-            return Created(admission=admission, batch_id=known)
+            if known != op.batch_id:
+                self._drop_parts(op)
+                return Created(admission=admission, batch_id=known)
         if self._alive(op.batch_id, now):
             return Created(admission=BatchAdmission.DUPLICATE, batch_id=op.batch_id)
         if refused := self._refuse(op, now):
+            self._drop_parts(op)
             return refused
         self._make_room(op)
         for part in range(op.parts):
@@ -160,9 +163,16 @@ class InMemoryBatches:
             return Created(admission=BatchAdmission.LOST, batch_id=op.batch_id)
         return None
 
+    def _drop_parts(self, op: CreateBatch) -> None:
+        for part in range(op.parts):
+            self._parts.pop((op.batch_id, part), None)
+
     def _make_room(self, op: CreateBatch) -> None:
         taken = sum(batch.created.room for batch in self._batches.values())
-        for batch_id, batch in list(self._batches.items()):
+        own_first = sorted(
+            self._batches.items(), key=lambda item: item[1].created.client != op.client
+        )
+        for batch_id, batch in own_first:
             if taken + op.room > op.room_limit and batch.ended is not None:
                 taken -= batch.created.room
                 self._forget(batch_id)

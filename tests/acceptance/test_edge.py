@@ -80,3 +80,14 @@ def test_a_kill_between_acceptance_and_answer_leaves_one_job(
         job = server.finished(retry(server, **key))
     assert (job["status"], job["attempt"]) == ("succeeded", 1)
     assert datetime.fromisoformat(job["created_at"]) < before
+
+
+def test_a_later_command_cannot_believe_that_keys_are_asked_for(
+    stack: Stack, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stack.environment, "SD_AUTH", "on")
+    done = stack.deploy_sd(str(stack.models / "tiny-shapes-sd15.safetensors"))
+    assert done.returncode == 1
+    assert "without API keys" in done.stderr
+    assert "make down" in done.stderr
+    assert server.get("/v1/jobs").status_code == 200  # as before

@@ -156,7 +156,7 @@ def test_redis_never_holds_a_secret(redis: Redis) -> None:
 
 def test_the_stores_remember_whether_keys_are_required(redis: Redis) -> None:
     store = RedisJobStore(redis)
-    assert not store.is_key_required()
+    assert store.is_key_required()  # nothing is known
     store.note_key_required(is_required=True)
     assert store.is_key_required()
     store.note_key_required(is_required=False)

@@ -113,6 +113,34 @@ def test_the_oldest_ended_batch_makes_room_and_nothing_unfinished_does(world: Wo
     assert oldest not in batches.open
 
 
+def test_ones_own_ended_batches_make_room_before_anothers(world: World) -> None:
+    batches = Batches(world.store)
+    theirs = batches.make(1, client="ann")
+    mine = batches.make(1, client="bob")
+    for batch_id in (theirs, mine):
+        batches.close(batch_id)
+    batches.make(1, client="bob", room_limit=2 * PART)
+    assert batches.view(theirs).state is BatchState.CANCELLED
+    with pytest.raises(BatchNotFoundError):
+        batches.view(mine)
+
+
+def test_what_was_stored_for_a_refused_upload_is_gone(world: World) -> None:
+    batches = Batches(world.store)
+    refused = batches.upload(lines(1), room_limit=PART - 1)
+    assert refused.admission is BatchAdmission.FULL
+    again = world.run(create(lines(1), batch_id=refused.batch_id))
+    assert again.admission is BatchAdmission.LOST
+
+
+def test_a_lost_reply_under_a_key_leaves_the_batch_whole(world: World) -> None:
+    batches = Batches(world.store)
+    first = batches.upload(lines(1), idempotency_key="k")
+    again = batches.upload(lines(1), idempotency_key="k", batch_id=first.batch_id)
+    assert again.admission is BatchAdmission.DUPLICATE
+    assert world.run(ReadPart(batch_id=first.batch_id, part=0)).lines
+
+
 def test_a_refused_upload_drops_nobody(world: World) -> None:
     batches = Batches(world.store)
     ended = batches.make(1)

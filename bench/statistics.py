@@ -36,8 +36,8 @@ def abba(ways: Sequence[str], blocks: int) -> list[list[str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """A ratio with its 95 % bootstrap interval."""
+class Estimate:
+    """A ratio or a difference with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -54,7 +54,7 @@ def bootstrap_ratio(
     of: Callable[[Samples], float] = statistics.median,
     resamples: int = 2000,
     seed: int = 1,
-) -> Ratio:
+) -> Estimate:
     """How many times theirs ours is: the geometric mean, over the blocks, of of(ours) / of(theirs).
 
     Blocks are drawn anew, and the samples within each (a two-level bootstrap, percentile interval):
@@ -70,6 +70,29 @@ def bootstrap_ratio(
     Raises:
         ValueError: the blocks do not match, or one has no sample.
     """
+    return _bootstrap(ours, theirs, _mean_ratio, of, resamples, seed)
+
+
+def bootstrap_difference(
+    ours: Sequence[Samples],
+    theirs: Sequence[Samples],
+    *,
+    of: Callable[[Samples], float] = statistics.median,
+    resamples: int = 2000,
+    seed: int = 1,
+) -> Estimate:
+    """As `bootstrap_ratio`: the mean, over the blocks, of of(ours) - of(theirs)."""
+    return _bootstrap(ours, theirs, _mean_difference, of, resamples, seed)
+
+
+def _bootstrap(
+    ours: Sequence[Samples],
+    theirs: Sequence[Samples],
+    compare: Callable[[Sequence[tuple[float, float]]], float],
+    of: Callable[[Samples], float],
+    resamples: int,
+    seed: int,
+) -> Estimate:
     pairs = list(zip(ours, theirs, strict=True))
     if not pairs or not all(mine and other for mine, other in pairs):
         raise ValueError("every block needs samples of both sides")
@@ -77,7 +100,7 @@ def bootstrap_ratio(
 
     def once() -> float:
         chosen = draw.choices(pairs, k=len(pairs))
-        return _mean_ratio(
+        return compare(
             [
                 (of(draw.choices(mine, k=len(mine))), of(draw.choices(other, k=len(other))))
                 for mine, other in chosen
@@ -85,8 +108,8 @@ def bootstrap_ratio(
         )
 
     drawn = sorted(once() for _ in range(resamples))
-    return Ratio(
-        value=_mean_ratio([(of(mine), of(other)) for mine, other in pairs]),
+    return Estimate(
+        value=compare([(of(mine), of(other)) for mine, other in pairs]),
         low=drawn[math.floor(0.025 * resamples)],
         high=drawn[math.ceil(0.975 * resamples) - 1],
     )
@@ -94,6 +117,10 @@ def bootstrap_ratio(
 
 def _mean_ratio(pairs: Sequence[tuple[float, float]]) -> float:
     return math.exp(statistics.fmean(math.log(mine / other) for mine, other in pairs))
+
+
+def _mean_difference(pairs: Sequence[tuple[float, float]]) -> float:
+    return statistics.fmean(mine - other for mine, other in pairs)
 
 
 class Verdict(StrEnum):
@@ -106,15 +133,19 @@ class Verdict(StrEnum):
 
 
 def judge(
-    ratio: Ratio, control: Ratio, *, at_most: float | None = None, at_least: float | None = None
+    measured: Estimate,
+    control: Estimate,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
 ) -> Verdict:
-    """Hold a ratio against one threshold.
+    """Hold an estimate against one threshold.
 
     Args:
-        ratio: what was measured.
+        measured: a ratio or a difference.
         control: the denominator against itself, in the same blocks.
-        at_most: the goal is a ratio no greater.
-        at_least: the goal is a ratio no smaller.
+        at_most: the goal is this or less.
+        at_least: the goal is this or more.
 
     Raises:
         ValueError: not exactly one threshold.
@@ -124,10 +155,10 @@ def judge(
     if abs(control.value - 1) > MAX_DRIFT:
         return Verdict.DRIFTED
     if at_most is not None:
-        met, missed = ratio.high <= at_most, ratio.low > at_most
+        met, missed = measured.high <= at_most, measured.low > at_most
     else:
         assert at_least is not None  # noqa: S101 (one of both)
-        met, missed = ratio.low >= at_least, ratio.high < at_least
+        met, missed = measured.low >= at_least, measured.high < at_least
     if met:
         return Verdict.MET
     return Verdict.NOT_MET if missed else Verdict.UNSURE

@@ -5,9 +5,19 @@ from collections import Counter
 
 import pytest
 
-from bench.statistics import Ratio, Verdict, abba, bootstrap_ratio, fairness, judge, quantile, tail
+from bench.statistics import (
+    Estimate,
+    Verdict,
+    abba,
+    bootstrap_difference,
+    bootstrap_ratio,
+    fairness,
+    judge,
+    quantile,
+    tail,
+)
 
-SAME = Ratio(value=1.0, low=0.98, high=1.02)
+SAME = Estimate(value=1.0, low=0.98, high=1.02)
 
 
 def noisy(draw: random.Random, level: float, count: int = 20) -> list[float]:
@@ -44,6 +54,15 @@ def test_a_drift_of_the_machine_does_not_touch_the_ratio() -> None:
     assert ratio.high - ratio.low < 0.2
 
 
+def test_a_difference_is_told_in_the_unit_of_the_samples() -> None:
+    draw = random.Random(5)
+    theirs = [noisy(draw, 10 * block) for block in range(1, 6)]
+    ours = [[sample + 3 for sample in block] for block in theirs]
+    difference = bootstrap_difference(ours, theirs)
+    assert difference.value == pytest.approx(3)
+    assert difference.low < 3 < difference.high
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     draw, rounds = random.Random(4), 200
     covered = 0
@@ -78,19 +97,19 @@ def test_blocks_without_samples_are_refused() -> None:
 def test_an_interval_that_crosses_the_threshold_gives_no_verdict(
     low: float, high: float, verdict: Verdict
 ) -> None:
-    assert judge(Ratio(value=1.01, low=low, high=high), SAME, at_most=1.02) is verdict
+    assert judge(Estimate(value=1.01, low=low, high=high), SAME, at_most=1.02) is verdict
 
 
 def test_a_goal_may_be_a_least_ratio() -> None:
-    assert judge(Ratio(value=1, low=0.985, high=1.1), SAME, at_least=0.98) is Verdict.MET
-    assert judge(Ratio(value=0.9, low=0.8, high=0.97), SAME, at_least=0.98) is Verdict.NOT_MET
-    assert judge(Ratio(value=0.98, low=0.9, high=1.1), SAME, at_least=0.98) is Verdict.UNSURE
+    assert judge(Estimate(value=1, low=0.985, high=1.1), SAME, at_least=0.98) is Verdict.MET
+    assert judge(Estimate(value=0.9, low=0.8, high=0.97), SAME, at_least=0.98) is Verdict.NOT_MET
+    assert judge(Estimate(value=0.98, low=0.9, high=1.1), SAME, at_least=0.98) is Verdict.UNSURE
 
 
 @pytest.mark.parametrize("drift", [0.94, 1.06])
 def test_a_control_that_drifts_gives_no_verdict(drift: float) -> None:
-    clear = Ratio(value=0.5, low=0.49, high=0.51)
-    control = Ratio(value=drift, low=drift, high=drift)
+    clear = Estimate(value=0.5, low=0.49, high=0.51)
+    control = Estimate(value=drift, low=drift, high=drift)
     assert judge(clear, control, at_most=1.0) is Verdict.DRIFTED
 
 

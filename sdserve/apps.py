@@ -41,7 +41,7 @@ class AppSpec:
     max_replicas: int = 1
     idle_timeout: timedelta = timedelta(minutes=5)
     queue_limit: int = 100  # jobs waiting; beyond it a request is refused with 503
-    slots: int = 1  # jobs that one replica may denoise together, if that pays
+    slots: int = 1  # jobs that one replica may denoise together, where that is measured to pay
     version: str = __version__  # of sdserve: an upgrade redeploys
 
     @property

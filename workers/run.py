@@ -47,6 +47,16 @@ class JobRun:
         return done + (self.denoising.steps_done if self.denoising else 0)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels."""
+        return self.job.params.width, self.job.params.height
+
+    @property
+    def rows(self) -> int:
+        """Its part of the network's batch; before it has begun, what it probably will be."""
+        return self.denoising.rows if self.denoising else Work.of(self.job.params).rows
+
+    @property
     def phase(self) -> str:
         total = self.job.params.total_steps
         if self.steps_done < total:

@@ -290,6 +290,7 @@ class Puller:
     def _begin(self, engine: "DiffusionEngine", run: JobRun) -> None:
         with self._stopwatch.section(lambda section: run.add("encode", section)):
             run.denoising = engine.begin(run.job.params, len(run.pictures))
+        run.prompts_cached += run.denoising.conditioning.is_cached
 
     def _step(self, engine: "DiffusionEngine", batch: list[JobRun]) -> None:
         pictures = [run.denoising for run in batch if run.denoising]

@@ -39,6 +39,7 @@ class JobRun:
     peak_allocated_mb: float | None = None
     peak_reserved_mb: float | None = None
     windows: list[Window] = field(default_factory=list[Window])  # of its work on the device
+    prompts_cached: int = 0  # pictures whose prompts were encoded for an earlier one
     is_shared: bool = False  # another job was on the replica meanwhile
 
     @property

@@ -11,8 +11,7 @@ from deploy_scripts.api_keys import warn_without_key
 from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployed, Deployer, Wishes
 from deploy_scripts.table import print_table
-from sdserve.apps import AppSpec, AppStatus, app_name, name_apps
-from sdserve.apps import Precision
+from sdserve.apps import AppSpec, AppStatus, Precision, app_name, name_apps
 from sdserve.checkpoints import inspect_checkpoint, list_checkpoints
 from sdserve.errors import CheckpointError, CheckpointNotFoundError, StoreUnavailableError
 from sdserve.redis_server import find_redis

@@ -57,9 +57,7 @@ def load(
     precision: Precision = Precision.AUTO,
 ) -> DiffusionEngine:
     checkpoint, _ = inspect_checkpoint(path)
-    return load_engine(
-        checkpoint, device="cpu", threads=1, precision=precision, on_phase=on_phase
-    )
+    return load_engine(checkpoint, device="cpu", threads=1, precision=precision, on_phase=on_phase)
 
 
 def denoise(engine: DiffusionEngine, asked: GenerationParams, image_index: int = 0) -> Denoising:

@@ -55,6 +55,14 @@ class Auth(StrEnum):
     OFF = "off"
 
 
+class Proxy(StrEnum):
+    """What takes HTTP requests in front of the applications."""
+
+    AUTO = "auto"  # HAProxy where it can run
+    HAPROXY = "haproxy"
+    SERVE = "serve"  # Ray Serve's own
+
+
 class Settings(BaseSettings):
     """Values of the environment. Times are seconds there."""
 
@@ -65,6 +73,7 @@ class Settings(BaseSettings):
     http_host: str = Field(default="127.0.0.1", validation_alias="SD_HTTP_HOST")
     auth: Auth = Field(default=Auth.AUTO, validation_alias="SD_AUTH")
     http_port: int = Field(default=8000, ge=1, le=65535, validation_alias="SD_HTTP_PORT")
+    proxy: Proxy = Field(default=Proxy.AUTO, validation_alias="SD_PROXY")
     models_dir: Path = Field(
         default=Path("/data/models/stablediffusion"), validation_alias="SD_MODELS_DIR"
     )

@@ -62,7 +62,29 @@ class Callers:
         self._is_required = is_required
         self._quotas = quotas
 
-    async def identify(self, text: str | None) -> Caller:
+    async def admit(self, request: Request) -> Caller:
+        """Who asks, counted. Reads nothing but the head of the request.
+
+        Raises:
+            UnauthorizedError, RateLimitError, StoreUnavailableError: he is not let in.
+        """
+        caller = await self._identify(_token(request))
+        await self._count(caller, request)
+        return caller
+
+    async def sees_details(self, request: Request) -> bool:
+        """Whether who asks may know how this server is built: an admin, where keys are asked for.
+
+        Raises:
+            UnauthorizedError, StoreUnavailableError: he shows a key that is not, or cannot be known
+                to be, valid.
+        """
+        if not self._is_required:
+            return True
+        token = _token(request)
+        return token is not None and (await self._identify(token)).is_admin
+
+    async def _identify(self, text: str | None) -> Caller:
         """The caller with this token; None: who showed none.
 
         Raises:
@@ -86,7 +108,7 @@ class Callers:
             quotas=view.key.quotas.over(self._quotas),
         )
 
-    async def count(self, caller: Caller, request: Request) -> None:
+    async def _count(self, caller: Caller, request: Request) -> None:
         """Count a request of this caller.
 
         Raises:
@@ -108,16 +130,34 @@ class Callers:
             raise RateLimitError(f"You have asked {rate}, the limit", allowance.reset or 1)
 
 
-async def _caller(
-    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
-) -> Caller:
-    callers: Callers = request.app.state.callers
-    if given is None and "authorization" in request.headers:
-        # Meant as a key, an empty one say: not anonymous, whose jobs every other without one sees.
+def _token(request: Request) -> str | None:
+    """The token that a request shows (RFC 6750, section 2.1).
+
+    Raises:
+        UnauthorizedError: it shows something else. Meant as a key, an empty one say, so he is not
+            anonymous, whose jobs every other without one sees.
+    """
+    given = request.headers.get("authorization")
+    if given is None:
+        return None
+    scheme, _, token = given.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
         raise UnauthorizedError(is_token_given=True)
-    caller = await callers.identify(given.credentials if given else None)
-    await callers.count(caller, request)
+    return token.strip()
+
+
+async def _sees_details(request: Request) -> bool:
+    callers: Callers = request.app.state.callers
+    return await callers.sees_details(request)
+
+
+async def _caller(
+    request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+) -> Caller:
+    """Whom `KeyCheck` (api/key_check.py) has let in; the scheme is here for the description."""
+    caller: Caller = request.state.caller
     return caller
 
 
 KnownCaller = Annotated[Caller, Depends(_caller)]
+SeesDetails = Annotated[bool, Depends(_sees_details)]

@@ -24,6 +24,7 @@ from sdserve.errors import (
     StoreUnavailableError,
 )
 from sdserve.generation import EncodedImage
+from sdserve.host_names import HostNames
 from sdserve.jobs import Job, JobStatus, is_job_id
 from sdserve.limits import Limits
 from sdserve.operations import Cancel, Reap, ViewApp, ViewJob
@@ -38,10 +39,11 @@ REAP_INTERVAL = 1.0  # seconds
 class EdgeSettings:
     """What an HTTP application needs to know of its surroundings."""
 
-    redis_url: str
+    redis_url: str = field(repr=False)  # has a password
     job_ttl: timedelta
     sync_wait: timedelta  # how long a synchronous request is held before it becomes a 202
     is_key_required: bool = False  # an API key; who shows an invalid one is always refused
+    hosts: HostNames = field(default_factory=HostNames)  # ours, beside loopback's; without keys
     webhooks: WebhookTargets | None = None  # None: they are off
     limits: Limits = field(default_factory=Limits)
     max_body_bytes: int = 2**20

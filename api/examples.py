@@ -162,7 +162,11 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "401": _problems(
         401, "Unauthorized", ("unauthorized", "This server asks for an API key: send one.")
     ),
-    "403": _problems(403, "Forbidden", ("forbidden", "This needs the key of an administrator.")),
+    "403": _problems(
+        403,
+        "Forbidden",
+        ("cross_site", "This server asks for no API key and refuses the pages of other sites."),
+    ),
     "404": _problems(
         404,
         "Not Found",
@@ -198,6 +202,11 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         415,
         "Unsupported Media Type",
         ("unsupported_media_type", "Send the batch as application/jsonl or application/json."),
+    ),
+    "421": _problems(
+        421,
+        "Misdirected Request",
+        ("unknown_host", "This server does not go by the name 'sd.example.com': use its address."),
     ),
     "422": (
         "Unprocessable Entity",

@@ -6,12 +6,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api import batch_routes
-from api.body_limit import BodyLimit
 from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
 from api.job_routes import JobRoutes
+from api.layers import add_layers
 from api.openapi import Api
-from api.problems import install
 from api.schemas import GatewayHealth, ModelBody, ModelList, ProcessAlive
 from api.usage_routes import UsageRoutes
 from sdserve.errors import AppNotFoundError
@@ -31,14 +30,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         summary="Jobs and models of all deployed Stable Diffusion checkpoints",
         lifespan=lifespan,
     )
-    install(app)
-    app.state.callers = edge.callers
-    app.add_middleware(
-        BodyLimit,
-        max_bytes=settings.max_body_bytes,
-        patience=settings.body_timeout,
-        streaming=[batch_routes.ROUTE],
-    )
+    add_layers(app, edge, streaming=[batch_routes.ROUTE])
     app.include_router(JobRoutes(edge).router())
     app.include_router(batch_routes.BatchRoutes(edge).router())
     app.include_router(UsageRoutes(edge.store).router())

@@ -14,12 +14,12 @@ from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.allowances import allowances, allowances_of, note_allowances, rate_headers
-from api.body_limit import BodyLimit
-from api.caller import KnownCaller
+from api.caller import KnownCaller, SeesDetails
 from api.edge import Edge, EdgeSettings
 from api.estimate import full_queue_retry_after, full_server_retry_after, retry_after
 from api.hang_up import ClientGoneError
 from api.job_routes import JobRoutes
+from api.layers import add_layers
 from api.openapi import (
     IMAGES,
     JOB_ID,
@@ -31,7 +31,7 @@ from api.openapi import (
     Api,
 )
 from api.preferences import MAX_KEY_LENGTH, Preference, idempotency_key, preference, raw_format
-from api.problems import HttpProblemError, install, problem, problem_responses
+from api.problems import HttpProblemError, problem, problem_responses
 from api.schemas import (
     GenerateRequest,
     GenerateResponse,
@@ -116,9 +116,7 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
         lifespan=lifespan,
         defaults=spec.defaults,
     )
-    install(app)
-    app.state.callers = edge.callers
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, patience=settings.body_timeout)
+    add_layers(app, edge)
     front = Ingress(spec, edge)
     app.post(
         "/v1/generate",
@@ -126,8 +124,9 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
         response_model=GenerateResponse,
         responses=_GENERATE_ANSWERS,
     )(front.generate)
-    app.get("/v1/health", tags=["health"])(front.health)
-    app.get("/v1/health/ready", tags=["health"])(front.ready)
+    shown_key = problem_responses(401)
+    app.get("/v1/health", tags=["health"], responses=shown_key)(front.health)
+    app.get("/v1/health/ready", tags=["health"], responses=shown_key)(front.ready)
     app.get("/v1/health/live", tags=["health"])(front.live)
     app.get("/v1/models", tags=["models"])(front.models)
     app.include_router(JobRoutes(edge, spec.name).router())
@@ -193,16 +192,17 @@ class Ingress:
             response.headers["Preference-Applied"] = applied
         return response
 
-    async def health(self) -> HealthResponse:
+    async def health(self, has_details: SeesDetails) -> HealthResponse:
         """200 when the app can accept work (a cold app can); 503 when it is broken."""
         status = await self._status()
         if status.state is AppState.BROKEN:
-            raise AppBrokenError(self._spec.name, status.broken_reason or "")
-        return HealthResponse.of(self._spec.name, status)
+            reason = status.broken_reason or ""
+            raise AppBrokenError(self._spec.name, reason if has_details else "An admin sees why.")
+        return HealthResponse.of(self._spec.name, status, has_details=has_details)
 
-    async def ready(self) -> HealthResponse:
+    async def ready(self, has_details: SeesDetails) -> HealthResponse:
         """The same as /v1/health (readiness probe)."""
-        return await self.health()
+        return await self.health(has_details)
 
     async def live(self) -> ProcessAlive:
         """This ingress process answers (liveness probe)."""

@@ -190,8 +190,8 @@ def _summarise(operation: Document) -> None:
 
 
 def _declare_layers(path: str, operation: Document) -> None:
-    """The errors of what stands around a route: body limit, key check, validation, store."""
-    statuses = {"500", "503"} if not path.endswith("/health/live") else set[str]()
+    """The errors of what stands around a route: host and key check, body limit, ..., store."""
+    statuses = {"403", "421"} | ({"500", "503"} if not path.endswith("/health/live") else set())
     if operation.get("security"):
         statuses |= {"401", "429"}
     if operation.get("parameters"):

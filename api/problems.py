@@ -89,7 +89,7 @@ class HttpProblemError(Exception):
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare that a route may answer these errors; api/openapi.py describes them.
 
-    Those of the layers around every route (401, 408, 413, 500, 503) it adds by itself.
+    Those of the layers around every route (401, 403, 408, 413, 421, 500, 503) it adds by itself.
     """
     return {status: {"model": Problem} for status in statuses}
 
@@ -115,20 +115,23 @@ def problem(
     return JSONResponse(content, status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def problem_of(error: SdServeError, request: Request) -> JSONResponse:
+    """An error of ours as the answer to this request."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    errors, job_id, headers = None, None, _headers(error, request)
+    if isinstance(error, StoreUnavailableError):
+        job_id = error.job_id
+    if isinstance(error, InvalidParameterError):
+        errors = [FieldProblem(field=error.field, message=error.message)]
+    return problem(status, error.code, str(error), errors=errors, job_id=job_id, headers=headers)
+
+
 def install(app: FastAPI) -> None:
     """Make every error of `app` a problem."""
 
     @app.exception_handler(SdServeError)
     async def ours(request: Request, error: SdServeError) -> JSONResponse:
-        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        errors, job_id, headers = None, None, _headers(error, request)
-        if isinstance(error, StoreUnavailableError):
-            job_id = error.job_id
-        if isinstance(error, InvalidParameterError):
-            errors = [FieldProblem(field=error.field, message=error.message)]
-        return problem(
-            status, error.code, str(error), errors=errors, job_id=job_id, headers=headers
-        )
+        return problem_of(error, request)
 
     @app.exception_handler(HttpProblemError)
     async def of_http(_request: Request, error: HttpProblemError) -> JSONResponse:

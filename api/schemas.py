@@ -262,18 +262,20 @@ class HealthResponse(BaseModel):
     phase: str | None
     queued: int
     running: int
-    replicas: list[ReplicaPresence]
+    replicas: list[ReplicaPresence] | None = Field(
+        description="null where API keys are asked for and no admin's is shown"
+    )
     reason: str | None = Field(description="why the app is broken")
 
     @classmethod
-    def of(cls, app: str, status: AppStatus) -> Self:
+    def of(cls, app: str, status: AppStatus, *, has_details: bool) -> Self:
         return cls(
             app=app,
             state=status.state,
             phase=status.phase,
             queued=status.queued,
             running=status.running,
-            replicas=list(status.replicas),
+            replicas=list(status.replicas) if has_details else None,
             reason=status.broken_reason,
         )
 

@@ -49,7 +49,7 @@ class Stream:
             self._url.hostname, self._url.port, limit=2**20
         )
         path = f"/v1/jobs/{self._job_id}/events"
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         status = await reader.readline()
         if status.split()[1:2] != [b"200"]:
             raise ConnectionError(f"{path} was answered with {status!r}: no events to time")

@@ -82,7 +82,7 @@ async def _poll(url: str, job_id: str) -> int:
     """The status of a long poll on a connection of its own."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    writer.write(f"GET /v1/jobs/{job_id}?wait={WAIT} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET /v1/jobs/{job_id}?wait={WAIT} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     status = int((await reader.readline()).split()[1])
     writer.close()
     return status

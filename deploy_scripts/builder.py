@@ -42,6 +42,7 @@ class Surroundings:
                 job_ttl=settings.job_ttl,
                 sync_wait=SYNC_WAIT,
                 is_key_required=is_key_required,
+                hosts=settings.hosts,
                 webhooks=settings.webhook_targets,
                 limits=settings.limits,
                 max_body_bytes=settings.max_body_bytes,

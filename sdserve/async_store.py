@@ -22,7 +22,8 @@ from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import SdServeError, StoreFullError, StoreUnavailableError
-from sdserve.operations import Operation, ViewApp, script_text, texts
+from sdserve.operations import Operation, ViewApp, script_text
+from sdserve.operations.wire import texts
 from sdserve.store import apps_of, store_errors
 from sdserve.usage import DayUsage, UsageFilter, read_day
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from sdserve.batches import (
 from sdserve.errors import BatchNotFoundError
 from sdserve.jobs import JobFailure, JobStatus
 from sdserve.operations import Argument, Operation
+from sdserve.operations.wire import fields_of, time_of
 
 UPLOAD_TTL = timedelta(minutes=5)  # of parts whose batch was never created: they vanish alone
 
@@ -180,10 +181,10 @@ class ViewBatch(Operation[Batch]):
         return []
 
     def read(self, reply: Any) -> Batch:
-        fields = _pairs(reply[0])
+        fields = fields_of(reply[0])
         if not fields:
             raise BatchNotFoundError(self.batch_id)
-        return batch_of(fields, live=_pairs(reply[1]))
+        return batch_of(fields, live=fields_of(reply[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,11 +254,11 @@ class ReadPart(Operation[Part]):
         if lines is None:
             raise BatchNotFoundError(self.batch_id)
         records = unpack_records(packed) if packed else {}
-        records |= {int(number): text for number, text in _pairs(results).items()}
+        records |= {int(number): text for number, text in fields_of(results).items()}
         return Part(
             lines=unpack_lines(lines),
             records=records,
-            live={int(number): JobStatus(status) for number, status in _pairs(live).items()},
+            live={int(number): JobStatus(status) for number, status in fields_of(live).items()},
         )
 
 
@@ -295,8 +296,8 @@ def batch_of(fields: Mapping[str, str], live: Mapping[str, str]) -> Batch:
         lines=int(fields["lines"]),
         apps=tuple(_lines_of(app, fields) for app in apps),
         apps_of_part=tuple(map(frozenset, json.loads(fields["apps_of_parts"]))),
-        created_at=_time(fields["created"]),
-        ended_at=_time(fields["ended"]) if "ended" in fields else None,
+        created_at=time_of(fields["created"]),
+        ended_at=time_of(fields["ended"]) if "ended" in fields else None,
         cancel_requested="cancel" in fields,
         succeeded=int(fields.get("succeeded", 0)),
         failed=int(fields.get("failed", 0)),
@@ -331,11 +332,3 @@ def _packed_key(batch_id: str, part: int) -> str:
 
 def _live_key(batch_id: str) -> str:
     return f"{keys.BATCH}{batch_id}:live"
-
-
-def _pairs(flat: list[bytes]) -> dict[str, str]:
-    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
-
-
-def _time(milliseconds: str) -> datetime:
-    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)

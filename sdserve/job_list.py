@@ -7,7 +7,8 @@ from uuid import UUID
 
 from sdserve import keys
 from sdserve.jobs import Job, JobStatus
-from sdserve.operations import Argument, Operation, fields_of, job_of
+from sdserve.operations import Argument, Operation, job_of
+from sdserve.operations.wire import fields_of
 
 # Index entries that one page looks at: the work of a page is bounded, however few jobs of a status
 # there are. A page with few jobs or none may have a next one.

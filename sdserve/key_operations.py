@@ -1,7 +1,7 @@
 """The operations on API keys (api_keys.py), as those on jobs: one script each, typed."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 from sdserve import keys
 from sdserve.api_keys import ApiKey, Role
 from sdserve.limits import Quotas
-from sdserve.operations import Argument, Operation, fields_of
+from sdserve.operations import Argument, Operation
+from sdserve.operations.wire import fields_of, milliseconds, time_of
 
 _QUOTAS = TypeAdapter(Quotas)
 
@@ -62,7 +63,7 @@ class RotateKey(Operation[KeyChange]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return [self.digest, int(self.overlap.total_seconds() * 1000)]
+        return [self.digest, milliseconds(self.overlap)]
 
     def read(self, reply: Any) -> KeyChange:
         return KeyChange(reply.decode())
@@ -120,15 +121,11 @@ class ViewKey(Operation[KeyView]):
                 name=fields["name"],
                 role=Role(fields["role"]),
                 digest=fields["digest"],
-                created_at=_time(fields["created"]),
-                rotated_at=_time(fields["rotated"]) if "rotated" in fields else None,
+                created_at=time_of(fields["created"]),
+                rotated_at=time_of(fields["rotated"]) if "rotated" in fields else None,
                 old_digest=fields.get("old_digest"),
-                old_until=_time(fields["old_until"]) if "old_until" in fields else None,
-                revoked_at=_time(fields["revoked"]) if "revoked" in fields else None,
+                old_until=time_of(fields["old_until"]) if "old_until" in fields else None,
+                revoked_at=time_of(fields["revoked"]) if "revoked" in fields else None,
                 quotas=_QUOTAS.validate_json(fields.get("quotas", "{}")),
             )
-        return KeyView(key=key, now=_time(now))
-
-
-def _time(milliseconds: str | int) -> datetime:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+        return KeyView(key=key, now=time_of(now))

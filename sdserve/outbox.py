@@ -8,12 +8,13 @@ leaves the event due again later, so whoever is lost in between loses nothing.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from sdserve import keys
 from sdserve.operations import Argument, Operation
+from sdserve.operations.wire import milliseconds, time_of
 
 SPAN = timedelta(days=1)  # from the event, or its replay, to the last try
 DEAD_TTL = timedelta(days=7)
@@ -36,7 +37,7 @@ class TakeHooks(Operation[list[str]]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return [self.limit, _milliseconds(self.patience)]
+        return [self.limit, milliseconds(self.patience)]
 
     def read(self, reply: Any) -> list[str]:
         return [event.decode() for event in reply]
@@ -68,7 +69,7 @@ class BeginHook(Operation[HookTry | None]):
 
     @property
     def arguments(self) -> list[Argument]:
-        return [self.event, _milliseconds(self.busy), keys.HOOK_REST]
+        return [self.event, milliseconds(self.busy), keys.HOOK_REST]
 
     def read(self, reply: Any) -> HookTry | None:
         if reply is None:
@@ -78,7 +79,7 @@ class BeginHook(Operation[HookTry | None]):
             event=self.event,
             url=url.decode(),
             subject=json.loads(subject),
-            created_at=_time(created),
+            created_at=time_of(created),
             number=number,
             since_start=since_start,
         )
@@ -120,9 +121,9 @@ class SettleHook(Operation[HookState]):
     @property
     def arguments(self) -> list[Argument]:
         return [
-            self.event, self.number, self.outcome, _milliseconds(self.delay), self.reason,
-            _milliseconds(SPAN), _milliseconds(DEAD_TTL), DEAD_LIMIT, keys.HOOK_REST,
-            _milliseconds(REST) if self.is_slow else 0, _milliseconds(LONGEST_REST), keys.HOOK,
+            self.event, self.number, self.outcome, milliseconds(self.delay), self.reason,
+            milliseconds(SPAN), milliseconds(DEAD_TTL), DEAD_LIMIT, keys.HOOK_REST,
+            milliseconds(REST) if self.is_slow else 0, milliseconds(LONGEST_REST), keys.HOOK,
         ]  # fmt: skip
 
     def read(self, reply: Any) -> HookState:
@@ -162,8 +163,8 @@ class ViewHooks(Operation[list[HookView]]):
             HookView(
                 event=event.decode(),
                 url=url.decode(),
-                at=_time(at),
-                created_at=_time(created),
+                at=time_of(at),
+                created_at=time_of(created),
                 tries=int(tries),
                 error=error.decode() if error else None,
             )
@@ -188,11 +189,3 @@ class ReplayHook(Operation[bool]):
 
     def read(self, reply: Any) -> bool:
         return reply == 1
-
-
-def _milliseconds(span: timedelta) -> int:
-    return int(span.total_seconds() * 1000)
-
-
-def _time(milliseconds: bytes) -> datetime:
-    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from sdserve.daemon import Daemon
 from sdserve.errors import RedisServerError, StoreUnavailableError
+from sdserve.secret import Secret
 from sdserve.settings import Settings
 from sdserve.store import connect, store_errors
 
@@ -57,7 +58,7 @@ def find_redis(settings: Settings) -> str | None:
     folder = _folder(settings)
     if Daemon.find(folder / "server.json") is None:
         return None
-    url = (folder / "url").read_text()
+    url = Secret((folder / "url").read_text())
     return url if _is_ready(url) else None
 
 
@@ -142,7 +143,7 @@ def _start(settings: Settings) -> str:
         log=log,
         environment=os.environ,
     )
-    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    url = Secret(f"redis://:{password}@127.0.0.1:{port}/0")
     _write_secret(folder / "url", url)
     deadline = time.monotonic() + START_PATIENCE
     while not _is_ready(url):

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sdserve.errors import SdServeError
+from sdserve.host_names import HostNames
 from sdserve.limits import BatchLimits, Limits, Quotas, Rate, ResultBudget
 from sdserve.loopback import is_loopback
 from sdserve.secret import Secret
@@ -47,6 +48,11 @@ def _targets(text: str) -> str:
     return text
 
 
+def _hosts(text: str) -> str:
+    HostNames.parse(text)
+    return text
+
+
 class Auth(StrEnum):
     """Whether requests need an API key."""
 
@@ -68,10 +74,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
-    redis_url: str | None = Field(default=None, validation_alias="REDIS_URL")
+    redis_url: Annotated[str, AfterValidator(Secret)] | None = Field(
+        default=None, validation_alias="REDIS_URL"
+    )
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
     http_host: str = Field(default="127.0.0.1", validation_alias="SD_HTTP_HOST")
     auth: Auth = Field(default=Auth.AUTO, validation_alias="SD_AUTH")
+    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
+        default="", validation_alias="SD_ALLOWED_HOSTS"
+    )
     http_port: int = Field(default=8000, ge=1, le=65535, validation_alias="SD_HTTP_PORT")
     proxy: Proxy = Field(default=Proxy.AUTO, validation_alias="SD_PROXY")
     models_dir: Path = Field(
@@ -132,6 +143,12 @@ class Settings(BaseSettings):
     def webhook_targets(self) -> WebhookTargets | None:
         """Where webhooks may go; None: there are none, for nothing could sign them."""
         return WebhookTargets.parse(self.webhook_allow) if self.webhook_secrets else None
+
+    @property
+    def hosts(self) -> HostNames:
+        """The names by which a server without API keys may be asked."""
+        names = HostNames.parse(self.allowed_hosts).names
+        return HostNames(names=names | {self.http_host.lower()})
 
     @property
     def is_key_required(self) -> bool:

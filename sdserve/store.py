@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
@@ -30,7 +30,8 @@ from sdserve.apps import AppSpec, AppStatus, LoadPace
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import StoreFullError, StoreUnavailableError
 from sdserve.news import APP_CHANGED
-from sdserve.operations import Drain, Operation, ViewApp, script_text, texts
+from sdserve.operations import Drain, Operation, ViewApp, script_text
+from sdserve.operations.wire import texts
 
 Reply = TypeVar("Reply")
 
@@ -74,6 +75,14 @@ def store_errors() -> Generator[None]:
             f"Redis does not answer ({error}): check that it runs and that REDIS_URL is right."
         )
         raise StoreUnavailableError(message) from error
+
+
+class JobStore(Protocol):
+    """Any job store, for those who need no more of it than this."""
+
+    def run(self, operation: Operation[Reply]) -> Reply: ...
+
+    def apps(self) -> dict[str, AppSpec]: ...
 
 
 class RedisJobStore:

@@ -27,6 +27,20 @@ HTTPS_PORT = 443
 FIRST_FREE_PORT = 1024  # below are ports of system services, such as mail
 HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.ASCII)
 
+# Special-purpose addresses (the IANA registries of RFC 6890, and multicast), as of 2026-11: our own
+# list, for what Python's `is_global` knows of them depends on its patch level. Blocks that the
+# registries call global are here too: anycast and infrastructure, no one host's.
+SPECIAL = tuple(
+    ip_network(block)
+    for block in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
+        "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24",
+        "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24",
+        "203.0.113.0/24", "224.0.0.0/3",
+        "2001::/23",  # protocol assignments: Teredo, benchmarking, ORCHID
+        "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20",
+    )
+)  # fmt: skip
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # all that IANA hands out (RFC 4291 §2.4)
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 SIX_TO_FOUR = IPv6Network("2002::/16")  # RFC 3056: bits 16 to 48 are one
@@ -90,15 +104,13 @@ class WebhookTargets:
 def is_public(address: Address) -> bool:
     """Whether this is the address of one host on the internet.
 
-    Stricter than `is_global`, which calls multicast, and IPv6 forms that lead to a private IPv4
-    address, global.
+    An IPv6 form that leads to an IPv4 address is what that address is.
     """
-    if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast and not address.is_reserved
-    inner = _inner(address)
+    inner = _inner(address) if isinstance(address, IPv6Address) else None
     if inner is not None:
         return is_public(inner)
-    return address in GLOBAL_UNICAST and address.is_global
+    is_special = any(address in block for block in SPECIAL)
+    return not is_special and (isinstance(address, IPv4Address) or address in GLOBAL_UNICAST)
 
 
 def _inner(address: IPv6Address) -> IPv4Address | None:

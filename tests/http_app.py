@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.edge import EdgeSettings
-from tests.values import APP, JOB_TTL
+from tests.values import JOB_TTL
 from tests.waiting import LIMIT, until
 
 GENERATE = "/v1/generate"
@@ -70,7 +70,7 @@ class HttpApp:
         body = json.dumps(PROMPT).encode()
         lines = [
             f"POST {GENERATE} HTTP/1.1",
-            f"Host: {APP}",
+            "Host: localhost",
             "Content-Type: application/json",
             f"Content-Length: {len(body)}",
             *headers,

@@ -27,8 +27,7 @@ from sdserve.jobs import JobFailure
 from sdserve.key_operations import ViewKey
 from sdserve.limits import Limits
 from sdserve.operations import Admission, Cancel, Submit
-from sdserve.store import RedisJobStore
-from sdserve.testing import InMemoryJobStore
+from sdserve.store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class Feeder:
 
     def __init__(
         self,
-        store: RedisJobStore | InMemoryJobStore,
+        store: JobStore,
         *,
         limits: Limits,
         job_ttl: timedelta,

@@ -1,6 +1,6 @@
 """What a replica needs to know of its surroundings. A plain value: it crosses processes as JSON."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from sdserve.limits import ResultBudget
@@ -10,7 +10,7 @@ from sdserve.limits import ResultBudget
 class ReplicaSettings:
     """The same for every app of a cluster."""
 
-    redis_url: str
+    redis_url: str = field(repr=False)  # has a password
     lease: timedelta
     job_ttl: timedelta
     results: ResultBudget

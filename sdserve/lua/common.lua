@@ -1,4 +1,4 @@
--- Put before every script, after its first line (operations.py): the server's clock, what those who
+-- Put before every script, after its first line (operations/operation.py): the server's clock, what those who
 -- watch are told, the counts of unfinished jobs, the outbox of webhooks, the one way a job ends, its
 -- line in a batch, and the room for results. The names of the keys that it makes itself (HOOK,
 -- PREVIEW, ...) come from keys.py.

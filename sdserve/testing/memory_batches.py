@@ -203,8 +203,8 @@ class InMemoryBatches:
             lines=batch.created.lines,
             apps=tuple(batch.apps.values()),
             apps_of_part=tuple(batch.created.apps_of_part),
-            created_at=_time(batch.at),
-            ended_at=None if batch.ended is None else _time(batch.ended),
+            created_at=datetime.fromtimestamp(batch.at, UTC),
+            ended_at=None if batch.ended is None else datetime.fromtimestamp(batch.ended, UTC),
             cancel_requested=batch.is_cancelled,
             live=dict(batch.live),
             packed=batch.packed,
@@ -266,7 +266,3 @@ class InMemoryBatches:
         batch = self._batches.pop(batch_id)
         for part in range(batch.created.parts):
             del self._parts[batch_id, part]
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

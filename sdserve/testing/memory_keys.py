@@ -33,7 +33,7 @@ class InMemoryKeys:
             role=op.role,
             digest=op.digest,
             quotas=op.quotas,
-            created_at=_time(now),
+            created_at=datetime.fromtimestamp(now, UTC),
         )
         return self._keys.setdefault(op.key_id, key).digest == op.digest
 
@@ -47,9 +47,9 @@ class InMemoryKeys:
             self._keys[key.id] = replace(
                 key,
                 digest=op.digest,
-                rotated_at=_time(now),
+                rotated_at=datetime.fromtimestamp(now, UTC),
                 old_digest=key.digest,
-                old_until=_time(now) + op.overlap,
+                old_until=datetime.fromtimestamp(now, UTC) + op.overlap,
             )
         return KeyChange.DONE
 
@@ -57,12 +57,10 @@ class InMemoryKeys:
         key = self._keys.get(op.key_id)
         if key is None:
             return KeyChange.MISSING
-        self._keys[key.id] = replace(key, revoked_at=key.revoked_at or _time(now))
+        self._keys[key.id] = replace(
+            key, revoked_at=key.revoked_at or datetime.fromtimestamp(now, UTC)
+        )
         return KeyChange.DONE
 
     def _view(self, op: ViewKey, now: float) -> KeyView:
-        return KeyView(key=self._keys.get(op.key_id), now=_time(now))
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+        return KeyView(key=self._keys.get(op.key_id), now=datetime.fromtimestamp(now, UTC))

@@ -87,7 +87,7 @@ class MemoryOutbox:
             event=op.event,
             url=held.url,
             subject=held.subject,
-            created_at=_time(held.created),
+            created_at=datetime.fromtimestamp(held.created, UTC),
             number=held.tries,
             since_start=held.tries - held.base,
         )
@@ -128,8 +128,8 @@ class MemoryOutbox:
             HookView(
                 event=event,
                 url=held.url,
-                at=_time(at),
-                created_at=_time(held.created),
+                at=datetime.fromtimestamp(at, UTC),
+                created_at=datetime.fromtimestamp(held.created, UTC),
                 tries=held.tries,
                 error=held.error,
             )
@@ -163,7 +163,3 @@ class MemoryOutbox:
             failures = 0
         span = min(LONGEST_REST, REST * 2 ** min(failures, 30)).total_seconds()
         self._rests[receiver] = (failures + 1, now + span)
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

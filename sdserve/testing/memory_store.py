@@ -449,9 +449,9 @@ class InMemoryJobStore:
             model=submit.model,
             status=record.status,
             params=submit.params,
-            created_at=_time(record.created),
-            started_at=_time(record.started) if record.started else None,
-            finished_at=_time(record.ended) if record.ended else None,
+            created_at=datetime.fromtimestamp(record.created, UTC),
+            started_at=datetime.fromtimestamp(record.started, UTC) if record.started else None,
+            finished_at=datetime.fromtimestamp(record.ended, UTC) if record.ended else None,
             phase=record.phase,
             step=submit.params.total_steps if result else record.step,
             position=self._apps[submit.app].in_order().index(op.job_id) if is_queued else None,
@@ -787,7 +787,3 @@ def _worker_lost(attempts: int) -> str:
         f"The replica that ran this job was lost {attempts} times: the job itself may be what "
         "kills it. Submit it again with fewer steps or a smaller size."
     )
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

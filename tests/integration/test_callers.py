@@ -10,12 +10,15 @@ from redis import Redis
 
 from api import gateway, ingress
 from sdserve.api_keys import Role, Token, new_token
+from sdserve.jobs import JobFailure
 from sdserve.key_operations import RevokeKey, RotateKey
+from sdserve.operations import Drain
 from sdserve.store import RedisJobStore
 from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
+from tests.http_app import answer as reply
 from tests.keys import bearer, create_key
 from tests.store_world import World
-from tests.values import spec
+from tests.values import APP, JOB_TTL, spec
 
 pytestmark = pytest.mark.integration
 
@@ -62,27 +65,73 @@ def refused(answer: httpx.Response) -> bool:
     return (answer.status_code, problem["type"]) == (401, UNAUTHORIZED)
 
 
+def routes_of(app: HttpApp) -> list[tuple[str, str]]:
+    """Method and path of every route, and of one that is not there."""
+    described = [
+        (method.upper(), path.format_map({"job_id": "x", "batch_id": "x", "number": "0"}))
+        for path, methods in app.app.openapi()["paths"].items()
+        for method in methods
+    ]
+    return [*described, ("POST", "/sd-not-deployed/v1/generate"), ("GET", "/v1/nothing")]
+
+
 @pytest.mark.parametrize("name", ["locked", "locked_gateway"])
 def test_every_route_asks_for_a_key_except_health(
     name: str, world: World, request: pytest.FixtureRequest
 ) -> None:
     app: HttpApp = request.getfixturevalue(name)
     token = create_key(world.store, "ann")
-    routes = [
-        (method, path.format_map({"job_id": "x", "batch_id": "x", "number": "0"}))
-        for path, methods in app.app.openapi()["paths"].items()
-        for method in methods
-    ]
-    for method, path in [*routes, ("POST", "/sd-not-deployed/v1/generate")]:
+    for method, path in routes_of(app):
         without = app.http.request(method, path, json=PROMPT)
         if path in OPEN:
             assert without.status_code == 200
-        elif path.startswith("/v1/") or name == "locked_gateway":
+        else:
             assert refused(without), (method, path)
             with_key = app.http.request(method, path, json=PROMPT, headers=bearer(token))
             assert with_key.status_code != 401, (method, path)
     for path in ("/docs", "/openapi.json"):
         assert app.http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["locked", "locked_gateway"])
+@pytest.mark.parametrize("kind", ["application/json", "application/jsonl"])
+@pytest.mark.parametrize("body", [b'{"prompt": ', b'{"no such field": 1}', b"x" * (2**20 + 1)])
+def test_nothing_of_a_body_is_looked_at_without_a_key(
+    body: bytes, kind: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    app: HttpApp = request.getfixturevalue(name)
+    for method, path in routes_of(app):
+        if path not in OPEN:
+            headers = {"Content-Type": kind}
+            answer = app.http.request(method, path, content=body, headers=headers)
+            assert refused(answer), (method, path)
+
+
+def test_a_body_is_not_waited_for_without_a_key(locked: HttpApp) -> None:
+    head = f"POST {GENERATE} HTTP/1.1\nHost: localhost\nContent-Type: application/json"
+    with locked.call(f"{head}\nContent-Length: 100") as client:
+        assert reply(client)[0] == 401
+
+
+@pytest.mark.parametrize("path", ["/v1/health", "/v1/health/ready"])
+def test_how_a_server_is_built_only_an_admin_sees(
+    path: str, app: HttpApp, locked: HttpApp, world: World
+) -> None:
+    ann, root = create_key(world.store, "ann"), create_key(world.store, "root", Role.ADMIN)
+    world.beat()
+    for headers in ({}, bearer(ann)):
+        shown = locked.http.get(path, headers=headers).json()
+        assert (shown["state"], shown["replicas"]) == ("ready", None)
+    for server, headers in ((locked, bearer(root)), (app, {})):
+        (replica,) = server.http.get(path, headers=headers).json()["replicas"]
+        assert replica["pid"]
+    assert refused(locked.http.get(path, headers={"Authorization": "Bearer x"}))
+    failure = JobFailure(code="app_broken", message="/secret/path is no file.")
+    world.run(Drain(app=APP, failure=failure, job_ttl=JOB_TTL, broken=True))
+    for headers in ({}, bearer(ann)):
+        broken = locked.http.get(path, headers=headers)
+        assert (broken.status_code, "/secret/path" in broken.text) == (503, False)
+    assert "/secret/path" in locked.http.get(path, headers=bearer(root)).json()["detail"]
 
 
 def test_who_shows_nothing_is_told_how(locked: HttpApp) -> None:

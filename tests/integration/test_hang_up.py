@@ -81,7 +81,7 @@ def test_with_a_key_the_job_goes_on_and_the_retry_gets_it(app: HttpApp, world: W
 def test_a_long_poll_that_hangs_up_leaves_the_job_alone(app: HttpApp, world: World) -> None:
     accepted = app.generate({"Prefer": "respond-async"}).json()
     job = world.claim(LONG)
-    client = app.call(f"GET {accepted['links']['self']}?wait=60 HTTP/1.1\nHost: x")
+    client = app.call(f"GET {accepted['links']['self']}?wait=60 HTTP/1.1\nHost: localhost")
     client.close()
     hang_up_and_be_noticed(app, world)
     assert world.succeed(job) is Ending.FINISHED

@@ -37,7 +37,7 @@ def calls(redis: Redis) -> int:
 async def long_poll(port: int, job_id: str) -> bytes:
     """The answer's first bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET /v1/jobs/{job_id}?wait=60 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET /v1/jobs/{job_id}?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     text = await reader.readuntil(b'"progress"')
     writer.close()
     return text

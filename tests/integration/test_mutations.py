@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 from redis import Redis
 
+import sdserve
 from sdserve import operations
 from sdserve.store import RedisJobStore
 from tests.integration import test_api_keys, test_batch_store, test_job_list, test_job_store
@@ -280,7 +281,7 @@ BATCH_SCRIPTS = ("create_batch", "close_lines", "pack_part")
 def test_the_suite_goes_red(
     script: str, piece: str, broken: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = (Path(operations.__file__).parent / "lua" / f"{script}.lua").read_text()
+    own = (Path(sdserve.__file__).parent / "lua" / f"{script}.lua").read_text()
     if script != "common":
         own = own.partition("\n")[2]  # behind the first line is what all scripts share
     # Not inside the suite, where any error counts as red.

@@ -15,7 +15,7 @@ from tests.values import spec
 pytestmark = pytest.mark.integration
 
 LIMIT = 64 * 1024
-HEAD = f"POST {GENERATE} HTTP/1.1\nHost: x\nContent-Type: application/json\n"
+HEAD = f"POST {GENERATE} HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ def test_a_container_asks_for_an_api_key_unless_it_is_told_not_to(
     services: dict[str, Any], name: str
 ) -> None:
     assert services[name]["environment"]["SD_AUTH"] == "${SD_AUTH:-auto}"
+    assert services[name]["environment"]["SD_ALLOWED_HOSTS"] == "${SD_ALLOWED_HOSTS:-}"
     assert "SD_HTTP_HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
     assert Settings(auth=Auth.AUTO, http_host="0.0.0.0").is_key_required  # noqa: S104 (not bound)
 

@@ -1,11 +1,20 @@
 """Where webhooks may go."""
 
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from sdserve.errors import InvalidParameterError
-from sdserve.webhook_targets import MAX_URL, WebhookTargets, is_public
+from sdserve.webhook_targets import (
+    MAX_URL,
+    NAT64,
+    SIX_TO_FOUR,
+    Address,
+    WebhookTargets,
+    is_public,
+)
 
 INTERNET = WebhookTargets()
 
@@ -66,10 +75,25 @@ def test_other_urls_are_refused_with_the_reason(url: str, reason: str) -> None:
         "::1", "::", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "2001::1",
         "100::1", "::10.0.0.1", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::1",
         "2002:a00:1::1", "5f00::1",
+        # These Python's `is_global` calls global, all of it or from some patch level on.
+        "192.0.0.9", "192.0.0.170", "192.31.196.1", "192.52.193.1", "192.88.99.1", "192.175.48.1",
+        "2001:0:808:808::1", "2001:4:112::1", "2001:20::1", "2620:4f:8000::1", "3fff::1",
+        "3fff:fff:ffff::1", "::ffff:192.0.0.9", "64:ff9b::192.88.99.1", "64:ff9b::169.254.169.254",
+        "2002:c000:9::1", "::ffff:0:7f00:1",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_of_one_host_on_the_internet(text: str) -> None:
     assert not is_public(ip_address(text))
+
+
+@given(st.ip_addresses())
+def test_nothing_is_public_that_python_knows_better(address: Address) -> None:
+    assume(not address.is_global)
+    # Python judges these forms by their prefix, we by the address to which they lead.
+    leads_elsewhere = isinstance(address, IPv6Address) and (
+        address in NAT64 or address in SIX_TO_FOUR or address.ipv4_mapped is not None
+    )
+    assert leads_elsewhere or not is_public(address)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""The job store's operations as typed values.
+
+Each one names its Lua script, its keys and its arguments, and reads the reply. They carry no
+connection, so one definition serves the blocking and the asyncio client (store.py). Those on
+batches, API keys, lists and webhooks are in modules of their own: batch_operations.py,
+key_operations.py, job_list.py, outbox.py.
+"""
+
+from sdserve.operations.apps import (
+    END_OF_QUEUE,
+    PACE_FIELDS,
+    Drain,
+    ViewApp,
+    app_state,
+)
+from sdserve.operations.claims import (
+    Beat,
+    Claim,
+    Ending,
+    Finish,
+    JobProgress,
+    Pulse,
+    Reap,
+    Reaped,
+    Release,
+)
+from sdserve.operations.jobs import (
+    Cancel,
+    Place,
+    ViewJob,
+    ViewPlaces,
+    job_of,
+)
+from sdserve.operations.operation import (
+    Argument,
+    Operation,
+    script_text,
+)
+from sdserve.operations.previews import (
+    ShowPreview,
+    ViewPreview,
+    Watch,
+)
+from sdserve.operations.submission import (
+    Admission,
+    Standing,
+    Submit,
+    Submitted,
+)
+
+__all__ = [
+    "END_OF_QUEUE",
+    "PACE_FIELDS",
+    "Admission",
+    "Argument",
+    "Beat",
+    "Cancel",
+    "Claim",
+    "Drain",
+    "Ending",
+    "Finish",
+    "JobProgress",
+    "Operation",
+    "Place",
+    "Pulse",
+    "Reap",
+    "Reaped",
+    "Release",
+    "ShowPreview",
+    "Standing",
+    "Submit",
+    "Submitted",
+    "ViewApp",
+    "ViewJob",
+    "ViewPlaces",
+    "ViewPreview",
+    "Watch",
+    "app_state",
+    "job_of",
+    "script_text",
+]

@@ -1,0 +1,140 @@
+"""An app as the store has it: a look at it, and the end of what waits for it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from sdserve import keys
+from sdserve.apps import (
+    AppSpec,
+    AppState,
+    AppStatus,
+    Backlog,
+    LoadPace,
+    LoadProgress,
+    ReplicaPresence,
+    RunningWork,
+)
+from sdserve.jobs import JobFailure
+from sdserve.operations.operation import Argument, Operation
+from sdserve.operations.wire import texts
+from sdserve.pace import Line, Pace, Work
+
+PACE_FIELDS = ("step", "picture", "file")  # of Pace, and with `pace_` before them of keys.APP
+END_OF_QUEUE = "end"  # no job's id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drain(Operation[int]):
+    """Fail the queued jobs of an app with one reason; `broken` also refuses new ones.
+
+    At most `limit` jobs in one call, for it blocks the server: `RedisJobStore.drain` goes on.
+    """
+
+    script: ClassVar[str] = "drain"
+    app: str
+    failure: JobFailure
+    job_ttl: timedelta
+    broken: bool
+    spec: AppSpec | None = None  # only if the app is still deployed as this
+    limit: int = 1000
+
+    @property
+    def keys(self) -> list[str]:
+        app = self.app
+        return [keys.QUEUE + app, keys.APP + app, keys.APPS, keys.LOAD, keys.SHARES + app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [
+            keys.JOB, self.failure.code, self.failure.message, int(self.job_ttl.total_seconds()),
+            keys.CHANNEL + self.app, int(self.broken), self.app,
+            self.spec.to_json() if self.spec else "", self.limit,
+        ]  # fmt: skip
+
+    def read(self, reply: Any) -> int:
+        return int(reply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewApp(Operation[AppStatus]):
+    """An app at one moment; with the work before a job, if that is asked for."""
+
+    script: ClassVar[str] = "view_app"
+    app: str
+    before: str | None = None  # a job's id, or END_OF_QUEUE
+    limit: int = 100  # jobs told one by one, of those that wait and of those that run
+
+    @property
+    def keys(self) -> list[str]:
+        app = self.app
+        return [keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app, keys.APP + app]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [keys.JOB, self.before or "", self.limit]
+
+    def read(self, reply: Any) -> AppStatus:
+        now, queued, running, presences, notes, work = reply
+        broken, wish, device, file_bytes, load, *lines = texts(notes)
+        replicas = sorted((_presence(text, now) for text in presences), key=lambda told: told.id)
+        return AppStatus(
+            state=app_state(replicas, queued + running, broken=broken is not None),
+            phase=replicas[0].phase if replicas else None,
+            queued=queued,
+            running=running,
+            replicas=tuple(replicas),
+            broken_reason=broken,
+            pace=Pace(**dict(zip(PACE_FIELDS, map(Line.from_text, lines), strict=True))),
+            load=LoadPace(**json.loads(load)) if load else None,
+            file_bytes=int(file_bytes) if file_bytes else None,
+            wished=wish is not None and float(wish) > now,
+            device=device or "GPU",
+            backlog=_backlog(self.before, work) if self.before else None,
+        )
+
+
+def app_state(replicas: Sequence[ReplicaPresence], work: int, *, broken: bool) -> AppState:
+    """What an app with these live replicas and so many unfinished jobs can do."""
+    slots = sum(replica.slots for replica in replicas if replica.state is not AppState.LOADING)
+    if broken:
+        return AppState.BROKEN
+    if not replicas:
+        return AppState.COLD
+    if slots == 0:
+        return AppState.LOADING
+    return AppState.BUSY if work >= slots else AppState.READY
+
+
+def _presence(text: bytes, now: int) -> ReplicaPresence:
+    """As a replica told it; how long it has been loading is counted on until now."""
+    fields: dict[str, Any] = json.loads(text)
+    told, load, _ = fields.pop("told"), fields.pop("load"), fields.pop("until")
+    state = AppState(fields.pop("state"))
+    presence = ReplicaPresence(state=state, **fields)
+    if load is None:
+        return presence
+    return replace(presence, load=LoadProgress(**load).later((now - told) / 1000))
+
+
+def _backlog(before: str, reply: Any) -> Backlog:
+    position, queued, running = reply
+    works = [Work.from_text(text) if text else None for text in texts(queued)]
+    return Backlog(
+        before=before,
+        position=position,
+        queued=tuple(works),
+        running=tuple(
+            RunningWork(
+                job_id=job_id.decode(),
+                owner=owner.decode(),
+                work=Work.from_text(work.decode()) if work else None,
+                step=int(step),
+                seconds=seconds / 1000,
+                age=age / 1000,
+            )
+            for job_id, owner, work, step, seconds, age in running
+        ),
+    )

@@ -1,0 +1,45 @@
+"""What an operation is: one Lua script, its keys, its arguments, and how its reply is read."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any, ClassVar, Generic, TypeVar
+
+from sdserve import keys
+
+# The keys that common.lua makes itself, by the names it has for them.
+_KEYS_OF_COMMON = {
+    "USAGE": keys.USAGE,
+    "PREVIEW": keys.PREVIEW,
+    "HOOKS": keys.HOOKS,
+    "HOOK": keys.HOOK,
+    "BATCH": keys.BATCH,
+}
+
+Reply = TypeVar("Reply")
+Argument = str | int | float | bytes
+
+
+class Operation(Generic[Reply]):
+    """One atomic script call."""
+
+    script: ClassVar[str]
+
+    @property
+    def keys(self) -> list[str]:
+        raise NotImplementedError
+
+    @property
+    def arguments(self) -> list[Argument]:
+        raise NotImplementedError
+
+    def read(self, reply: Any) -> Reply:
+        raise NotImplementedError
+
+
+@cache
+def script_text(name: str) -> str:
+    """The script, with what all scripts share after its first line, which names its flags."""
+    names = "".join(f"local {name} = '{key}'\n" for name, key in _KEYS_OF_COMMON.items())
+    folder = files("sdserve").joinpath("lua")
+    flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
+    return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"

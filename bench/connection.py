@@ -24,6 +24,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
+    """Of it what a benchmark looks at."""
+
     status: int
     body: bytes
 
@@ -41,7 +43,9 @@ class Connection(asyncio.Protocol):
         """Raises OSError: nobody listens."""
         address = urlsplit(url)
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(cls, address.hostname, address.port)
+        _, connection = await loop.create_connection(
+            cls, address.hostname or "", address.port or 80
+        )
         return connection
 
     @property
@@ -67,7 +71,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._data += data
-        head, mark, rest = self._data.partition(b"\r\n\r\n")
+        head, mark, rest = bytes(self._data).partition(b"\r\n\r\n")
         if not mark:
             return
         first, *lines = head.lower().split(b"\r\n")
@@ -75,12 +79,12 @@ class Connection(asyncio.Protocol):
         length = int(headers[b"content-length"])
         if len(rest) < length:
             return
-        self._data = rest[length:]
+        self._data = bytearray(rest[length:])
         if headers.get(b"connection") == b"close" and self._transport is not None:
             self._transport.close()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(Answer(status=int(first.split()[1]), body=bytes(rest[:length])))
+            self._answer.set_result(Answer(status=int(first.split()[1]), body=rest[:length]))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(ConnectionResetError("lost before it was answered"))

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from random import Random
 
 from bench.connection import Answer, Connection, Request
+from bench.statistics import P99_SAMPLES, quantile
 
 PATIENCE = 30.0  # seconds after the last request for the last answer
 SMALL = 0.25  # of the 99th percentile of the latencies: that of the generator's own lateness
-ENOUGH = 1_000  # requests, for a 99th percentile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class Run:
     @property
     def lateness_p99(self) -> float:
         """Seconds by which the generator was late."""
-        return percentile([shot.sent - shot.due for shot in self.shots], 0.99)
+        return quantile([shot.sent - shot.due for shot in self.shots], 0.99)
 
     def latency(self, share: float) -> float:
         """Seconds from when a request was due to its answer; infinite where none came."""
-        return percentile(
+        return quantile(
             [math.inf if shot.status is None else shot.done - shot.due for shot in self.shots],
             share,
         )
@@ -58,7 +58,7 @@ class Run:
     @property
     def is_void(self) -> bool:
         """The generator was too slow, or there are too few requests, for its 99th percentile."""
-        return len(self.shots) < ENOUGH or self.lateness_p99 > SMALL * self.latency(0.99)
+        return len(self.shots) < P99_SAMPLES or self.lateness_p99 > SMALL * self.latency(0.99)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
@@ -67,11 +67,6 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     while (at := at + random.expovariate(rate)) < seconds:
         times.append(at)
     return times
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of all do not exceed."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 async def fire(url: str, times: Sequence[float], requests: Sequence[Request]) -> Run:

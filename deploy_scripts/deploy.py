@@ -31,6 +31,9 @@ from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
 from workers.tasks import enqueue_hash
 
+# A CPU gains at small sizes alone, and would lose that a seed always gives the same bytes
+# (docs/decisions/0006-width-from-measurement.md).
+GPU_SLOTS = 8
 DEPLOY_LOCK_SECONDS = 300  # longer than any deployment; a killed command must not lock for ever
 
 
@@ -52,6 +55,7 @@ class Wishes:
     max_replicas: int = 1
     idle_timeout: timedelta = timedelta(minutes=5)
     queue_limit: int = 100
+    slots: int | None = None
 
 
 class Deployer:
@@ -129,6 +133,7 @@ class Deployer:
                     max_replicas=wishes.max_replicas,
                     idle_timeout=wishes.idle_timeout,
                     queue_limit=wishes.queue_limit,
+                    slots=wishes.slots or (GPU_SLOTS if gpus else 1),
                 )
             )
         return specs

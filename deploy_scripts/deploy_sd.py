@@ -46,6 +46,7 @@ def _main(settings: Settings, arguments: Sequence[str] | None) -> int:
         max_replicas=options.max_replicas,
         idle_timeout=timedelta(seconds=options.idle_timeout),
         queue_limit=options.queue_limit,
+        slots=options.slots,
     )
     # A file that cannot be served is told before anything is started for it.
     name_apps([path.absolute() for path in files])
@@ -96,6 +97,11 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     )
     parser.add_argument("--min-replicas", type=_count(0), default=0, metavar="N")
     parser.add_argument("--max-replicas", type=_count(1), default=1, metavar="N")
+    parser.add_argument(
+        "--slots", type=_count(1), metavar="N",
+        help="jobs that a replica may denoise together, where it measures that this pays "
+        "(default 8 on a GPU, 1 on a CPU)",
+    )  # fmt: skip
     parser.add_argument(
         "--idle-timeout", type=_number(1), default=300, metavar="SECONDS",
         help="idle time before an app scales to zero (default 300)",

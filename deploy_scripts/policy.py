@@ -32,7 +32,6 @@ class QueuePolicy:
         self._redis_url = redis_url
         self._app = AppSpec.from_json(spec)
         self._demand = Demand(
-            slots=self._app.slots,
             min_replicas=self._app.min_replicas,
             max_replicas=self._app.max_replicas,
             idle_timeout=self._app.idle_timeout,

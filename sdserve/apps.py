@@ -41,7 +41,7 @@ class AppSpec:
     max_replicas: int = 1
     idle_timeout: timedelta = timedelta(minutes=5)
     queue_limit: int = 100  # jobs waiting; beyond it a request is refused with 503
-    slots: int = 1  # jobs that one replica denoises together
+    slots: int = 1  # jobs that one replica may denoise together, where that is measured to pay
     version: str = __version__  # of sdserve: an upgrade redeploys
 
     @property
@@ -93,7 +93,7 @@ class ReplicaPresence:
     phase: str  # e.g. "reading file 43%", "ready"
     pid: int
     node: str
-    slots: int = 1  # jobs that it runs together
+    slots: int = 1  # jobs that it runs together: as many as are known to pay
     load: LoadProgress | None = None  # while it is LOADING
 
 

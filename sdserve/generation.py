@@ -71,6 +71,7 @@ class ComputeMetrics:
     queue_seconds: float = 0.0  # waiting for a free slot
     load_seconds: float = 0.0  # waiting for this replica to start and load
     encode_seconds: float = 0.0  # text encoders
+    prompts_cached: int = 0  # pictures whose prompts were encoded for an earlier one
     denoise_seconds: float = 0.0  # all steps of all images
     decode_seconds: float = 0.0  # VAE
     image_encode_seconds: float = 0.0  # PNG, JPEG or WebP

@@ -16,7 +16,6 @@ class Demand:
     `min_replicas`) only when `idle_timeout` has passed without work that needed more.
     """
 
-    slots: int  # per replica
     min_replicas: int
     max_replicas: int
     idle_timeout: timedelta
@@ -30,7 +29,9 @@ class Demand:
         if not self._needs:
             # A restarted controller must not take the absence of history for idleness.
             self._note(now, current)
-        self._note(now, math.ceil((status.queued + status.running) / self.slots))
+        # What a replica has found to pay holds for the next one too.
+        slots = max((replica.slots for replica in status.replicas), default=1)
+        self._note(now, math.ceil((status.queued + status.running) / slots))
         if status.wished:
             self._note(now, 1)
         # The newest entry is always inside the window, so the deque never runs empty here.

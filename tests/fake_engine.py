@@ -32,10 +32,11 @@ class FakeEngine(DiffusionEngine):
             latents=none,
         )
 
-    def step(self, batch: Sequence[Denoising]) -> None:
+    def step(self, batch: Sequence[Denoising]) -> bool:
         for denoising in batch:
             self._on_step(denoising.params)
             denoising.calls_done += 1
+        return True
 
     def decode(self, denoising: Denoising) -> NDArray[np.uint8]:
         return np.zeros((denoising.params.height, denoising.params.width, 3), np.uint8)

@@ -29,6 +29,7 @@ class Conditioning:
     # original size, crop, aesthetic score.
     time_ids: Tensor | None = None
     guidance: Tensor | None = None  # [1, G], on device; models that take guidance as an input
+    is_cached: bool = False  # the prompts were encoded for an earlier picture
 
 
 @dataclass(kw_only=True)

@@ -77,10 +77,11 @@ class DiffusionEngine:
                 canvas=self._denoiser.canvas(params, generator),
             )
 
-    def step(self, batch: Sequence[Denoising]) -> None:
+    def step(self, batch: Sequence[Denoising]) -> bool:
         """Move every picture one call of the network on, all in one forward; none may be done.
 
-        The pictures must agree in size; all else may differ.
+        The pictures must agree in size; all else may differ. False: together they did not fit into
+        memory, so they went one by one.
 
         Raises:
             OutOfMemoryError: even one picture alone does not fit.
@@ -96,7 +97,7 @@ class DiffusionEngine:
         if predictions is None:  # outside the handler, whose traceback holds the failed tensors
             for denoising in batch:
                 self.step([denoising])
-            return
+            return False
         with torch.inference_mode():
             for denoising, prediction in zip(batch, predictions, strict=True):
                 output = _guide(prediction, denoising.params.guidance_scale)
@@ -110,6 +111,7 @@ class DiffusionEngine:
                     return_dict=False,
                 )[0]
                 denoising.calls_done += 1
+        return True
 
     def decode(self, denoising: Denoising) -> NDArray[np.uint8]:
         """The picture of the latents as they stand, [H, W, 3].

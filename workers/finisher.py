@@ -103,6 +103,7 @@ class Finisher:
             queue_seconds=run.queue_seconds,
             load_seconds=run.load_seconds,
             encode_seconds=seconds["encode"],
+            prompts_cached=run.prompts_cached,
             denoise_seconds=seconds["denoise"],
             decode_seconds=seconds["decode"],
             image_encode_seconds=seconds["image_encode"],

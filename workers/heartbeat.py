@@ -55,6 +55,12 @@ class Heartbeat:
             self._presence = replace(self._presence, state=state, phase=phase, load=load)
         self._changed.set()
 
+    def offer(self, slots: int) -> None:
+        """Say how many jobs the replica runs together."""
+        with self._lock:
+            self._presence = replace(self._presence, slots=slots)
+        self._changed.set()
+
     def hold(self, job: ClaimedJob) -> None:
         """Keep this job's lease from now on."""
         with self._lock:

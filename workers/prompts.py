@@ -1,7 +1,8 @@
 """Prompts to embeddings, by a pipeline's own text encoders. Remembers the last ones."""
 
 import re
-from functools import lru_cache
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,37 +10,70 @@ from torch import Tensor
 
 from workers.denoising import Pipeline
 
-_PROMPTS_KEPT = 16  # pairs; in half precision 0.6 MB each for SDXL, 5.5 MB for SD 3
+# On the device. In half precision a pair takes 0.3 MB for SD 1, 0.6 MB for SDXL, 5.5 MB for SD 3.
+CACHE_BYTES = 64 << 20
+
+# All that the embeddings of one checkpoint depend on.
+_Key = tuple[str, str, bool]  # prompt, negative prompt, with guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A pair of prompts. R = 2 rows (negative, positive) with guidance, 1 row without."""
+
+    embeddings: Tensor  # [R, T, C], on device
+    pooled: Tensor | None  # [R, P], on device; not for SD 1 and 2
+    is_cached: bool = False  # it was encoded for an earlier picture
+
+    @property
+    def nbytes(self) -> int:
+        return self.embeddings.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
 
 class PromptEncoder:
     """Encodes pairs of prompts. Not thread-safe: one thread calls it."""
 
-    def __init__(self, pipeline: Pipeline, device: torch.device, **more: None) -> None:
-        """`more` names further arguments of the pipeline's `encode_prompt` to be left empty."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        device: torch.device,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        **more: None,
+    ) -> None:
+        """Be ready.
+
+        Args:
+            pipeline: whose encoders it uses.
+            device: where they are, or are wanted.
+            cache_bytes: of embeddings that are kept; the least recently used go first.
+            more: further arguments of the pipeline's `encode_prompt`, to be left empty.
+        """
         self._pipeline = pipeline
         self._device = device
         self._more = more
-        self._cached = lru_cache(maxsize=_PROMPTS_KEPT)(self._encode)
+        self._room = cache_bytes
+        self._kept = OrderedDict[_Key, Encoded]()  # the least recently used first
 
-    def encode(
-        self, prompt: str, negative_prompt: str, *, is_guided: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [R, T, C] and, but for SD 1 and 2, pooled embeddings [R, P], on device.
-
-        R = 2 rows (negative, positive) with guidance, 1 row without.
-        """
-        return self._cached(_plain(prompt), _plain(negative_prompt), is_guided)
+    def encode(self, prompt: str, negative_prompt: str, *, is_guided: bool) -> Encoded:
+        """The embeddings of a pair, or those of the same pair before."""
+        key = _plain(prompt), _plain(negative_prompt) if is_guided else "", is_guided
+        if known := self._kept.get(key):
+            self._kept.move_to_end(key)
+            return Encoded(embeddings=known.embeddings, pooled=known.pooled, is_cached=True)
+        encoded = self._encode(key)
+        self._kept[key] = encoded
+        self._room -= encoded.nbytes
+        while self._room < 0:
+            self._room += self._kept.popitem(last=False)[1].nbytes
+        return encoded
 
     def forget(self) -> None:
-        self._cached.cache_clear()
+        while self._kept:
+            self._room += self._kept.popitem()[1].nbytes
 
-    def _encode(
-        self,
-        prompt: str,
-        negative_prompt: str,
-        is_guided: bool,  # noqa: FBT001 (a cache key)
-    ) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, key: _Key) -> Encoded:
+        prompt, negative_prompt, is_guided = key
         pipeline: Any = self._pipeline  # its annotations are narrower than what it takes and gives
         positive, negative, *pooled = pipeline.encode_prompt(
             prompt,
@@ -52,11 +86,10 @@ class PromptEncoder:
         )
         embeddings: Tensor = torch.cat([negative, positive]) if is_guided else positive
         if not pooled:
-            return embeddings, None
+            return Encoded(embeddings=embeddings, pooled=None)
         pooled_positive, pooled_negative = pooled
-        return embeddings, (
-            torch.cat([pooled_negative, pooled_positive]) if is_guided else pooled_positive
-        )
+        both = torch.cat([pooled_negative, pooled_positive]) if is_guided else pooled_positive
+        return Encoded(embeddings=embeddings, pooled=both)
 
 
 def _plain(text: str) -> str:

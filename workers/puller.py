@@ -10,6 +10,7 @@ run out. An exception of one job is none of these: it ends that job alone.
 """
 
 import logging
+import math
 import os
 import platform
 import threading
@@ -35,6 +36,7 @@ from workers.run import JobRun
 from workers.startup import Startup
 from workers.stopwatch import Section, Stopwatch, shares
 from workers.watchdog import LAST_WORDS, Watchdog, end_process_in, spare_process
+from workers.width import Widths
 
 if TYPE_CHECKING:  # imported by load_engine, after the file has begun to be read
     from workers.denoising import Denoising
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 STORE_RETRY = 0.5  # seconds
 REAP_INTERVAL = 0.5  # seconds; also the longest blocking read
 ALONE_INTERVAL = 0.01  # seconds between looks whether a job that runs alone may begin
+JOIN_INTERVAL = 0.05  # seconds between looks whether another job waits that could join those here
 FILES_INTERVAL = 2.0  # seconds between looks whether the checkpoint is still the same file
 
 # A step's limit is generous because a wrong alarm costs a job an attempt, a late one only time:
@@ -89,8 +92,8 @@ class Puller:
             phase="starting a process",
             pid=os.getpid(),
             node=platform.node(),
-            slots=spec.slots,
         )
+        self._widths, self._width = Widths(spec.slots), 1
         store = RedisJobStore(connect(settings.redis_url))
         self._heart = Heartbeat(store, spec.name, presence, lease=settings.lease)
         self._finisher = Finisher(spec, settings, self._store, self._heart, self._id)
@@ -100,7 +103,7 @@ class Puller:
         self._started, self._stopping = threading.Event(), threading.Event()
         self._gone = threading.Event()  # stopped or dying: what still runs counts no more
         self._dying = threading.Lock()
-        self._reaped_at = self._looked_at = 0.0
+        self._reaped_at = self._looked_at = self._joined_at = 0.0
         self._active: list[JobRun] = []
         self._retiring = threading.Lock()  # of runs out of `_active`: each ends in one way only
         self._thread = threading.Thread(target=self._live, args=(load,), name="engine", daemon=True)
@@ -191,7 +194,7 @@ class Puller:
             self._drop_unwanted()
             for run in [run for run in self._active if self._may_begin(run)]:
                 self._guarded([run], "Encoding", lambda run=run: self._begin(engine, run))
-            for batch in self._batches():
+            if batch := self._batch():
                 self._guarded(batch, "A step", lambda batch=batch: self._step(engine, batch))
             for run in [run for run in self._active if run.denoising and run.denoising.is_done]:
                 self._guarded([run], "Decoding", lambda run=run: self._decode(engine, run))
@@ -217,14 +220,20 @@ class Puller:
             self._startup.break_app(error.reason)
 
     def _claim(self) -> None:
-        while len(self._active) < self._spec.slots and not self._stopping.is_set():
+        while not self._stopping.is_set() and self._has_room():
             if any(fence > 1 for _, fence in self._heart.held):
                 return  # it runs alone
             claim = Claim(
-                app=self._spec.name, replica=self._id, count=1, lease=self._settings.lease
+                app=self._spec.name,
+                replica=self._id,
+                count=1,
+                lease=self._settings.lease,
+                # One of another size could not join the others' steps: better elsewhere, or later.
+                size=self._active[0].size if self._active else None,
             )
             claimed = self._store.run(claim)
             if not claimed:
+                self._joined_at = time.monotonic()
                 return
             (job,) = claimed
             self._heart.hold(job)
@@ -241,6 +250,14 @@ class Puller:
             if len(self._active) > 1:
                 for together in self._active:
                     together.is_shared = True
+
+    def _has_room(self) -> bool:
+        """Whether another job should be claimed: none is here, or it would do to step it too."""
+        if not self._active:
+            return True
+        if time.monotonic() - self._joined_at < JOIN_INTERVAL:
+            return False  # a look costs a round trip, which a step may be as short as
+        return self._widths.has_room(self._active[0].size, [run.rows for run in self._active])
 
     def _may_begin(self, run: JobRun) -> bool:
         """A job that has lost a replica before may be what kills them: it takes no other with it.
@@ -263,34 +280,50 @@ class Puller:
                 log.warning("job %s: the claim (fence %d) was lost", run.job.id, run.job.fence)
                 self._retire(run, lambda run=run: self._forget(run))
 
-    def _batches(self) -> list[list[JobRun]]:
-        """The runs that can share one UNet call: those with the same latent shape."""
-        batches: dict[tuple[int, int], list[JobRun]] = {}
-        for run in self._active:
-            if run.denoising and not run.denoising.is_done:
-                shape = run.job.params.width, run.job.params.height
-                batches.setdefault(shape, []).append(run)
-        return list(batches.values())
+    def _batch(self) -> list[JobRun]:
+        """The runs to step now: those that came first, as many as pay together."""
+        ready = [run for run in self._active if run.denoising and not run.denoising.is_done]
+        if not ready:
+            return []
+        return ready[: self._widths.together(ready[0].size, [run.rows for run in ready])]
 
     def _begin(self, engine: "DiffusionEngine", run: JobRun) -> None:
         with self._stopwatch.section(lambda section: run.add("encode", section)):
             run.denoising = engine.begin(run.job.params, len(run.pictures))
+        run.prompts_cached += run.denoising.conditioning.is_cached
 
     def _step(self, engine: "DiffusionEngine", batch: list[JobRun]) -> None:
         pictures = [run.denoising for run in batch if run.denoising]
+        sections = list[Section]()
 
         def bill(section: Section) -> None:
+            sections.append(section)
             for run, share in zip(batch, shares([one.rows for one in pictures]), strict=True):
                 run.add("denoise", section, share)
 
         for run, picture in zip(batch, pictures, strict=True):
             picture.is_watched = self._previews.wants(run)
         with self._stopwatch.section(bill):
-            engine.step(pictures)
+            is_fit = engine.step(pictures)
+        self._learn(batch, sections[-1].seconds if is_fit else math.inf)
         for run, picture in zip(batch, pictures, strict=True):
             self._heart.progress(run.job, step=run.steps_done, phase=run.phase)
             if picture.is_watched:
                 self._preview(engine, run, picture)
+
+    def _learn(self, batch: list[JobRun], seconds: float) -> None:
+        """Note what a step took, and tell how many jobs are worth running together."""
+        size, rows = batch[0].size, [run.rows for run in batch]
+        self._widths.seen(size, rows, seconds)
+        width = self._widths.known(size, rows[0])
+        if width != self._width:
+            self._width = width
+            self._heart.offer(width)
+            curve = ", ".join(f"{cost:.3g}" for cost in self._widths.curve(size, rows[0]))
+            log.info(
+                "%s: %d pictures of %dx%d at a time; with 1, 2, ... a step takes %s s",
+                self._spec.name, width, *size, curve,
+            )  # fmt: skip
 
     def _preview(self, engine: "DiffusionEngine", run: JobRun, picture: "Denoising") -> None:
         """Show what the step foresaw. Whatever goes wrong with that, the job goes on.

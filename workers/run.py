@@ -39,12 +39,23 @@ class JobRun:
     peak_allocated_mb: float | None = None
     peak_reserved_mb: float | None = None
     windows: list[Window] = field(default_factory=list[Window])  # of its work on the device
+    prompts_cached: int = 0  # pictures whose prompts were encoded for an earlier one
     is_shared: bool = False  # another job was on the replica meanwhile
 
     @property
     def steps_done(self) -> int:
         done = len(self.pictures) * self.job.params.num_inference_steps
         return done + (self.denoising.steps_done if self.denoising else 0)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels."""
+        return self.job.params.width, self.job.params.height
+
+    @property
+    def rows(self) -> int:
+        """Its part of the network's batch; before it has begun, what it probably will be."""
+        return self.denoising.rows if self.denoising else Work.of(self.job.params).rows
 
     @property
     def phase(self) -> str:

@@ -19,10 +19,12 @@ class TransformerDenoiser:
         self._prompts = PromptEncoder(pipeline, device, prompt_2=None, prompt_3=None)
 
     def condition(self, params: GenerationParams) -> Conditioning:
-        embeddings, pooled = self._prompts.encode(
+        encoded = self._prompts.encode(
             params.prompt, params.negative_prompt, is_guided=params.guidance_scale > 1
         )
-        return Conditioning(embeddings=embeddings, pooled=pooled)
+        return Conditioning(
+            embeddings=encoded.embeddings, pooled=encoded.pooled, is_cached=encoded.is_cached
+        )
 
     def start(self, noise: Tensor, *_: object) -> Tensor:
         return noise  # where a flow begins

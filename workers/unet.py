@@ -26,14 +26,14 @@ class UNetDenoiser:
 
     def condition(self, params: GenerationParams) -> Conditioning:
         is_guided = params.guidance_scale > 1 and not self._kind.embeds_guidance
-        embeddings, pooled = self._prompts.encode(
-            params.prompt, params.negative_prompt, is_guided=is_guided
-        )
+        encoded = self._prompts.encode(params.prompt, params.negative_prompt, is_guided=is_guided)
+        embeddings, pooled = encoded.embeddings, encoded.pooled
         return Conditioning(
             embeddings=embeddings,
             pooled=pooled,
             time_ids=None if pooled is None else self._time_ids(params, embeddings),
             guidance=self._guidance(params, embeddings) if self._kind.embeds_guidance else None,
+            is_cached=encoded.is_cached,
         )
 
     def start(self, noise: Tensor, scheduler: Any) -> Tensor:

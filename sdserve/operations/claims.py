@@ -20,13 +20,14 @@ from sdserve.usage import Spent
 
 @dataclass(frozen=True, kw_only=True)
 class Claim(Operation[list[ClaimedJob]]):
-    """Lease up to `count` queued jobs to a replica."""
+    """Lease up to `count` queued jobs to a replica: the first of the queue, in its order."""
 
     script: ClassVar[str] = "claim"
     app: str
     replica: str
     count: int
     lease: timedelta
+    size: tuple[int, int] | None = None  # none behind one of another width and height, in pixels
 
     @property
     def keys(self) -> list[str]:
@@ -38,7 +39,8 @@ class Claim(Operation[list[ClaimedJob]]):
     @property
     def arguments(self) -> list[Argument]:
         lease = milliseconds(self.lease)
-        return [keys.JOB, self.replica, self.count, lease, keys.CHANNEL + self.app]
+        size = "x".join(map(str, self.size)) if self.size else ""
+        return [keys.JOB, self.replica, self.count, lease, keys.CHANNEL + self.app, size]
 
     def read(self, reply: Any) -> list[ClaimedJob]:
         return [

@@ -257,8 +257,11 @@ class InMemoryJobStore:
         app = self._apps[op.app]
         claimed = list[ClaimedJob]()
         for job_id in app.in_order()[: op.count]:
-            del app.queue[job_id]
             record = self._jobs[job_id]
+            asked = record.submit.params
+            if op.size and op.size != (asked.width, asked.height):
+                break
+            del app.queue[job_id]
             priority = record.submit.priority
             start = record.score + priority * PRIORITY
             app.clock[priority] = max(app.clock[priority], start)

@@ -326,8 +326,14 @@ def test_a_lost_device_ends_the_replica_and_its_jobs_run_elsewhere(
     store: RedisJobStore, replicas: Replicas
 ) -> None:
     # With the default lease of 15 s, and no other replica until the jobs are back.
-    ids = [accept(store) for _ in range(3)]
-    replicas.start(only_once(lose_device), slots=2, lease=timedelta(hours=1))
+    many = params(num_inference_steps=50)
+    ids = [store.run(submit(params=many)).job_id for _ in range(3)]
+
+    def lose_device_when_two_run(of: GenerationParams) -> None:
+        if view(store, ids[1]).status is JobStatus.RUNNING:
+            lose_device(of)
+
+    replicas.start(lose_device_when_two_run, slots=2, lease=timedelta(hours=1))
     until(lambda: replicas.deaths == [1])
     assert store.app_status(APP).replicas == ()
     store.run(Reap(app=APP, job_ttl=JOB_TTL))  # nobody waits for the lease: it was given up

@@ -26,6 +26,7 @@ from workers.engine import DiffusionEngine
 from workers.images import encode_image
 from workers.loading import load_engine
 from workers.pipeline_config import part_configs
+from workers.prompts import PromptEncoder
 
 pytestmark = pytest.mark.integration
 
@@ -293,3 +294,53 @@ def test_a_file_that_was_replaced_since_it_was_deployed_is_refused(
     os.utime(copy, (1, 1))
     with pytest.raises(CheckpointError, match=r"was replaced after it was deployed: deploy it"):
         load_engine(checkpoint, device="cpu", threads=1, on_phase=lambda _: None)
+
+
+def test_a_prompt_that_comes_again_is_not_encoded_again_and_draws_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(path)
+    pipeline: Any = vars(engine)["_pipeline"]
+    encode, encoded = pipeline.encode_prompt, list[tuple[str, str | None]]()
+
+    def count(prompt: str, **options: Any) -> Any:
+        encoded.append((prompt, options["negative_prompt"]))
+        return encode(prompt, **options)
+
+    monkeypatch.setattr(pipeline, "encode_prompt", count)
+    asked = params_for(path, num_inference_steps=2)
+    others = [
+        replace(asked, prompt="a blue square"),
+        replace(asked, negative_prompt="blurred"),
+        replace(asked, guidance_scale=1.0),
+    ]
+    jobs = [asked, *others]
+    first = [denoise(engine, job) for job in jobs]
+    assert len(encoded) == len(jobs)
+    again = [denoise(engine, replace(job, num_inference_steps=2)) for job in reversed(jobs)][::-1]
+    assert len(encoded) == len(jobs)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.latents, other.latents)
+        assert (one.conditioning.is_cached, other.conditioning.is_cached) == (False, True)
+
+
+def test_embeddings_that_are_kept_have_a_bound_in_bytes(path: Path) -> None:
+    pipeline = load_plainly(path)
+    device = torch.device("cpu")
+    size = PromptEncoder(pipeline, device).encode("0", "", is_guided=True).nbytes
+    prompts = PromptEncoder(pipeline, device, cache_bytes=3 * size)
+
+    def is_kept(prompt: str) -> bool:
+        return prompts.encode(prompt, "", is_guided=True).is_cached
+
+    assert not any(is_kept(prompt) for prompt in "abc")
+    assert is_kept("a")
+    assert not is_kept("d")  # which takes the place of b
+    assert [is_kept(prompt) for prompt in "acd"] == [True, True, True]
+    assert not is_kept("b")
+    prompts.forget()
+    assert not any(is_kept(prompt) for prompt in "acb")
+    assert is_kept("a")
+    assert (
+        not PromptEncoder(pipeline, device, cache_bytes=0).encode("a", "", is_guided=True).is_cached
+    )

@@ -625,6 +625,22 @@ def test_a_start_tells_how_far_it_is_and_what_the_last_one_took(world: World) ->
     assert told.load.seconds - told.load.reading_seconds == pytest.approx(1.0)
 
 
+def test_a_claim_for_one_size_stops_at_a_job_of_another(world: World) -> None:
+    sizes = ((128, 128), (128, 128), (128, 192), (128, 128))
+    ids = [world.submit(params=params(width=w, height=h)).job_id for w, h in sizes]
+
+    def claim(size: tuple[int, int] | None) -> list[str]:
+        claim = Claim(app=APP, replica="r", count=3, lease=LEASE, size=size)
+        return [job.id for job in world.run(claim)]
+
+    assert claim((192, 128)) == []
+    assert claim((128, 128)) == ids[:2]
+    assert claim((128, 128)) == []
+    assert world.view(ids[2]).position == 0
+    assert claim(None) == ids[2:]
+    assert claim((128, 128)) == []
+
+
 # --- cancelling ----------------------------------------------------------------------------------
 
 

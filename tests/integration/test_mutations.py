@@ -82,6 +82,9 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no lease", "redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)", ""),
         ("still queued", "count(load, 'queued:' .. facts[3], -1)", ""),
         ("debts that stay", "redis.call('DEL', shares)", ""),
+        ("any size", "asked.width .. 'x' .. asked.height ~= ARGV[6]", "false"),
+        ("drops the head of the queue", "if asked.width",
+         "redis.call('ZREM', queue, id) if asked.width"),
     ],
     "list_jobs": [
         ("of any app", "(app == '' or held[1] == app)", "true"),

@@ -154,15 +154,16 @@ class Stores(RuleBasedStateMachine):
         steps=st.sampled_from([1, 5, 20]), key=st.sampled_from([None, None, "k1", "k2"]),
         digest=st.sampled_from(["x", "x", "y"]), queue_limit=st.sampled_from([3, 50]),
         attempts=st.sampled_from([1, 2, 3]), webhook=st.sampled_from([None, "https://r.example/"]),
+        width=st.sampled_from([128, 128, 192]),
     )  # fmt: skip
     def submits(
         self, app: str, client: str, limits: Limits, priority: int, steps: int, key: str | None,
-        digest: str, queue_limit: int, attempts: int, webhook: str | None,
+        digest: str, queue_limit: int, attempts: int, webhook: str | None, width: int,
     ) -> Any:  # fmt: skip
         operation = submit(
             job_id=new_job_id(), app=app, client=client, limits=limits, priority=priority,
-            params=params(num_inference_steps=steps), idempotency_key=key, digest=digest,
-            queue_limit=queue_limit, max_attempts=attempts, webhook=webhook,
+            params=params(num_inference_steps=steps, width=width), idempotency_key=key,
+            digest=digest, queue_limit=queue_limit, max_attempts=attempts, webhook=webhook,
         )  # fmt: skip
         submitted = self.both(operation)
         if submitted.admission not in (Admission.RUN_NOW, Admission.QUEUED):
@@ -241,9 +242,15 @@ class Stores(RuleBasedStateMachine):
     def submits_again(self, again: Submit) -> None:
         self.both(again)
 
-    @rule(target=claims, app=apps, number=st.integers(1, 3), lease=SPANS)
-    def claims_some(self, app: str, number: int, lease: timedelta) -> Any:
-        claimed = self.both(Claim(app=app, replica="r1", count=number, lease=lease))
+    @rule(
+        target=claims, app=apps, number=st.integers(1, 3), lease=SPANS,
+        size=st.sampled_from([None, None, (128, 128), (192, 128)]),
+    )  # fmt: skip
+    def claims_some(
+        self, app: str, number: int, lease: timedelta, size: tuple[int, int] | None
+    ) -> Any:
+        claim = Claim(app=app, replica="r1", count=number, lease=lease, size=size)
+        claimed = self.both(claim)
         return multiple(*((app, job) for job in claimed))
 
     @rule(claim=claims, lease=SPANS, state=st.sampled_from(AppState), step=st.integers(0, 20))

@@ -5,26 +5,36 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdserve.apps import AppState, AppStatus
+from sdserve.apps import AppState, AppStatus, ReplicaPresence
 from sdserve.scaling import Demand, evict
 
 
 def status(
-    queued: int = 0, running: int = 0, *, wished: bool = False, broken: bool = False
+    queued: int = 0,
+    running: int = 0,
+    *,
+    wished: bool = False,
+    broken: bool = False,
+    slots: tuple[int, ...] = (),
 ) -> AppStatus:
     return AppStatus(
         state=AppState.COLD,
         phase=None,
         queued=queued,
         running=running,
-        replicas=(),
+        replicas=tuple(
+            ReplicaPresence(
+                id=str(number), state=AppState.READY, phase="ready", pid=1, node="n", slots=count
+            )
+            for number, count in enumerate(slots)
+        ),
         broken_reason="no" if broken else None,
         wished=wished,
     )
 
 
 def demand(**changes: int) -> Demand:
-    fields = {"slots": 1, "min_replicas": 0, "max_replicas": 3, **changes}
+    fields = {"min_replicas": 0, "max_replicas": 3, **changes}
     return Demand(idle_timeout=timedelta(seconds=10), **fields)
 
 
@@ -48,7 +58,7 @@ def test_leases_count_as_work() -> None:
 
 
 def test_more_jobs_than_slots_want_more_replicas_up_to_the_limit() -> None:
-    assert demand(slots=2).wanted(status(queued=3), 0, now=0) == 2
+    assert demand().wanted(status(queued=3, slots=(2,)), 1, now=0) == 2
     assert demand().wanted(status(queued=50), 0, now=0) == 3
 
 

@@ -20,8 +20,9 @@ from api.batch_upload import (
 from api.batch_zip import zip_pictures
 from api.caller import Caller, KnownCaller
 from api.edge import Edge
-from api.hang_up import ClientGoneError
-from api.ingress import CLIENT_GONE, IdempotencyKey
+from api.hang_up import CLIENT_GONE, ClientGoneError
+from api.held import HOLDS
+from api.ingress import IdempotencyKey
 from api.openapi import BYTES, LOCATION
 from api.preferences import idempotency_key
 from api.problems import FieldProblem, HttpProblemError, problem_responses
@@ -110,6 +111,7 @@ class BatchRoutes:
             status_code=202,
             response_model=BatchResponse,
             responses=_UPLOAD_ANSWERS,
+            dependencies=[HOLDS],
             openapi_extra=_BODY,
         )(self.upload)
         router.get("")(self.batches)
@@ -119,6 +121,7 @@ class BatchRoutes:
             "/{batch_id}/results",
             response_class=Response,
             responses={200: {"content": {NDJSON: BYTES}, "description": "a line each"}, **_ANSWERS},
+            dependencies=[HOLDS],
         )(self.results)
         router.get(
             "/{batch_id}/images.zip",
@@ -127,6 +130,7 @@ class BatchRoutes:
                 200: {"content": {"application/zip": BYTES}, "description": "pictures by line"},
                 **_ANSWERS,
             },
+            dependencies=[HOLDS],
         )(self.images)
         return router
 

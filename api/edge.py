@@ -12,6 +12,7 @@ from starlette.types import Receive
 
 from api.caller import Caller, Callers
 from api.hang_up import ClientGoneError, unless_gone
+from api.held import HeldRequests
 from api.job_events import JobEvents
 from api.rate_limit import RateLimiter
 from api.viewers import Viewers
@@ -46,6 +47,8 @@ class EdgeSettings:
     hosts: HostNames = field(default_factory=HostNames)  # ours, beside loopback's; without keys
     webhooks: WebhookTargets | None = None  # None: they are off
     limits: Limits = field(default_factory=Limits)
+    max_held: int = 5_000  # requests that one process holds open
+    max_held_per_key: int = 500
     max_body_bytes: int = 2**20
     body_timeout: timedelta = timedelta(seconds=10)  # for all of a body to arrive
 
@@ -63,6 +66,7 @@ class Edge:
             is_required=settings.is_key_required,
             quotas=settings.limits.client,
         )
+        self.held = HeldRequests(most=settings.max_held, most_of_client=settings.max_held_per_key)
         self.viewers = Viewers(self.store)
         self._events = JobEvents(settings.redis_url, self.job, self.viewers)
         self._stopped = False

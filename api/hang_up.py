@@ -8,6 +8,8 @@ from starlette.types import Receive
 
 Outcome = TypeVar("Outcome")
 
+CLIENT_GONE = 499  # nobody reads it; access logs know it by this number
+
 
 class ClientGoneError(Exception):
     """Nobody is there to hear the answer."""

@@ -6,7 +6,8 @@ It knows Redis and the app's specification; it never touches the model.
 import hashlib
 import math
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from api.allowances import allowances, allowances_of, note_allowances, rate_head
 from api.caller import KnownCaller, SeesDetails
 from api.edge import Edge, EdgeSettings
 from api.estimate import full_queue_retry_after, full_server_retry_after, retry_after
-from api.hang_up import ClientGoneError
+from api.hang_up import CLIENT_GONE, ClientGoneError
 from api.job_routes import JobRoutes
 from api.layers import add_layers
 from api.openapi import (
@@ -60,8 +61,6 @@ from sdserve.errors import (
 from sdserve.generation import ImageFormat
 from sdserve.jobs import Job, JobFailure, JobStatus, new_job_id
 from sdserve.operations import END_OF_QUEUE, Admission, Submit, Submitted, ViewApp
-
-CLIENT_GONE = 499  # nobody reads it; access logs know it by this number
 
 Prefer = Annotated[
     list[str] | None, Header(description="respond-async, wait=N (RFC 7240), also both")
@@ -171,14 +170,20 @@ class Ingress:
             ),
         )
         hold = self._hold(wanted, submitted)
+        if hold and not self._edge.held.has_room(caller.client):
+            # Its job is accepted: rather than refuse to wait, say so at once.
+            hold, wanted = 0.0, replace(wanted, wait=None)
         # With a key he may come back for it; a 202 tells him the id.
         may_return = key is not None or hold == 0
         try:
-            job = await (
-                self._edge.wait(submitted.job_id, hold)
-                if may_return
-                else self._edge.wait_for(request.receive, self._spec.name, submitted.job_id, hold)
-            )
+            with self._edge.held.place(caller.client) if hold else nullcontext():
+                job = await (
+                    self._edge.wait(submitted.job_id, hold)
+                    if may_return
+                    else self._edge.wait_for(
+                        request.receive, self._spec.name, submitted.job_id, hold
+                    )
+                )
             response = await self._answer(job, raw)
         except StoreUnavailableError as error:
             error.job_id = submitted.job_id  # it is in Redis: sent again it would be drawn twice

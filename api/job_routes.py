@@ -2,14 +2,16 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from api.caller import Caller, KnownCaller
 from api.edge import Edge
 from api.estimate import retry_after
 from api.event_stream import MEDIA_TYPE, event_stream
+from api.hang_up import CLIENT_GONE, ClientGoneError, unless_gone
+from api.held import HOLDS, HOLDS_POLL
 from api.openapi import ETAG, IMAGES, RETRY_AFTER, SEED, event
-from api.preferences import MAX_WAIT
+from api.preferences import LongPoll
 from api.problems import HttpProblemError, problem_responses
 from api.schemas import JobList, JobResponse, PreviewBody
 from sdserve.errors import JobNotFoundError
@@ -23,9 +25,6 @@ JobId = Annotated[
         description="the id of a 200 or 202 answer (UUIDv7)",
         json_schema_extra={"format": "uuid"},
     ),
-]
-LongPoll = Annotated[
-    float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
 ]
 AppName = Annotated[str | None, Query(max_length=100, description="only jobs of this app")]
 Cursor = Annotated[
@@ -93,11 +92,20 @@ class JobRoutes:
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
         router.get("", name="list")(self.jobs)
-        router.get("/{job_id}", name="get", responses=_JOB_ANSWERS)(self.job)
+        router.get(
+            "/{job_id}",
+            name="get",
+            response_model=JobResponse,
+            responses=_JOB_ANSWERS,
+            dependencies=[HOLDS_POLL],
+        )(self.job)
         router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
-        router.get("/{job_id}/events", response_class=Response, responses=_EVENTS_ANSWERS)(
-            self.events
-        )
+        router.get(
+            "/{job_id}/events",
+            response_class=Response,
+            responses=_EVENTS_ANSWERS,
+            dependencies=[HOLDS],
+        )(self.events)
         for path, answer in (("", self.first_image), ("/{number}", self.image)):
             router.get("/{job_id}/image" + path, response_class=Response, responses=_IMAGE_ANSWERS)(
                 answer
@@ -132,11 +140,21 @@ class JobRoutes:
         )
 
     async def job(
-        self, job_id: JobId, caller: KnownCaller, response: Response, wait: LongPoll = 0
-    ) -> JobResponse:
+        self,
+        job_id: JobId,
+        caller: KnownCaller,
+        request: Request,
+        response: Response,
+        wait: LongPoll = 0,
+    ) -> JobResponse | Response:
         """The job as it stands, or as soon as it is final."""
-        await self._own(job_id, caller)
-        return await self._answer(await self._edge.wait(job_id, wait), response)
+        job = await self._own(job_id, caller)
+        if wait and not job.status.is_final:
+            try:
+                job = await unless_gone(request.receive, self._edge.wait(job_id, wait))
+            except ClientGoneError:  # whose place another may have
+                return Response(status_code=CLIENT_GONE)
+        return await self._answer(job, response)
 
     async def events(
         self,

@@ -26,6 +26,7 @@ def add_layers(app: FastAPI, edge: Edge, streaming: Collection[str] = ()) -> Non
     settings = edge.settings
     install(app)
     app.state.callers = edge.callers
+    app.state.held = edge.held
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_body_bytes,

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Query
 
 from api.problems import HttpProblemError
 from sdserve.generation import ImageFormat
@@ -10,6 +13,10 @@ from sdserve.generation import ImageFormat
 MAX_WAIT = 60.0  # seconds; longer holds die in proxies between us and the client
 MAX_KEY_LENGTH = 200
 MAX_PREFER_LENGTH = 1000  # characters of all lines; taking longer ones apart takes long
+
+LongPoll = Annotated[
+    float, Query(ge=0, le=MAX_WAIT, description="seconds to wait for the end (long poll)")
+]
 
 _RAW = {
     "image/png": ImageFormat.PNG,

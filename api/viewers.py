@@ -63,6 +63,7 @@ class Viewer:
         self.is_over = False  # nothing more will come
         self._sight: Sight | None = None
         self._preview: str | None = None
+        self._last_preview: str | None = None
         self._trouble: str | None = None
         self._has_seen = False
         self._news = asyncio.Event()
@@ -91,8 +92,10 @@ class Viewer:
             self._news.set()
 
     def show_preview(self, text: str) -> None:
-        self._preview = text
-        self._news.set()
+        """Show a preview, if it is another than the last: two looks may find the same."""
+        if text != self._last_preview:
+            self._preview = self._last_preview = text
+            self._news.set()
 
     def tell(self, trouble: str) -> None:
         self._trouble = trouble

@@ -21,9 +21,10 @@ from workers.replica_settings import ReplicaSettings
 STOP_MARGIN = timedelta(seconds=30)
 STOP_GRACE = timedelta(minutes=10)  # for a job that runs when its replica is told to stop
 SYNC_WAIT = timedelta(seconds=60)
-# Per ingress process. One more would wait in Serve's proxy, and health checks, submissions and
-# cancels with it: so far more than the long polls that are to be held (bench/waiters.py).
+# Per ingress process: long polls, streams and the like (api/held.py, bench/waiters.py).
 MAX_HELD_REQUESTS = 5_000
+# One more would wait in Serve's proxy, so there is room for health checks, submissions, cancels.
+MAX_ONGOING_REQUESTS = MAX_HELD_REQUESTS + 500
 LIGHT = {"num_cpus": 0}  # an ingress waits for Redis nearly all of its time
 
 
@@ -45,6 +46,8 @@ class Surroundings:
                 hosts=settings.hosts,
                 webhooks=settings.webhook_targets,
                 limits=settings.limits,
+                max_held=MAX_HELD_REQUESTS,
+                max_held_per_key=settings.max_held_per_key,
                 max_body_bytes=settings.max_body_bytes,
                 body_timeout=settings.body_timeout,
             ),
@@ -108,7 +111,7 @@ def _light(name: str, asgi: Any) -> Any:
     return serve.deployment(
         name=name,
         ray_actor_options=LIGHT,
-        max_ongoing_requests=MAX_HELD_REQUESTS,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=1,
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=1,

@@ -21,6 +21,7 @@ SdServeError
 │   │       ├── ClientQueueFullError
 │   │       ├── ImagesSpentError
 │   │       ├── GpuSpentError
+│   │       ├── TooManyHeldError
 │   │       └── RateLimitError
 │   └── AppBrokenError
 ├── UnauthorizedError              no valid API key
@@ -191,6 +192,12 @@ class GpuSpentError(QuotaError):
     """The client's GPU seconds of this day are spent."""
 
     code = "gpu_seconds_spent"
+
+
+class TooManyHeldError(QuotaError):
+    """The client holds as many requests open as it may."""
+
+    code = "too_many_held"
 
 
 class RateLimitError(QuotaError):

@@ -121,6 +121,7 @@ class Settings(BaseSettings):
     )
     max_jobs: int = Field(default=10_000, ge=1, validation_alias="SD_MAX_JOBS")
     max_jobs_per_key: int = Field(default=1_000, ge=1, validation_alias="SD_MAX_JOBS_PER_KEY")
+    max_held_per_key: int = Field(default=500, ge=1, validation_alias="SD_MAX_HELD_PER_KEY")
     max_queued_per_key: int | None = Field(
         default=None, ge=1, validation_alias="SD_MAX_QUEUED_PER_KEY"
     )

@@ -16,7 +16,7 @@ class Request:
     def make(
         cls, method: str, path: str, *, body: bytes = b"", headers: tuple[str, ...] = ()
     ) -> Self:
-        lines = [f"{method} {path} HTTP/1.1", "Host: bench", *headers]
+        lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *headers]
         if body:
             lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         return cls(data=("\r\n".join(lines) + "\r\n\r\n").encode() + body)

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,7 @@ from bench.own_app import MODEL, own_app
 from bench.own_stack import own_stack
 from bench.report import compare_tables, replace_section
 from bench.statistics import abba
-from bench.ways import OURS, ROOT, Server, Way, loop, peer
+from bench.ways import OURS, ROOT, Ours, Server, Way, loop, peer
 from sdserve.checkpoints import inspect_checkpoint
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ BARE, AGAIN, ENGINE, INGRESS, PRODUCT = (
     "diffusers loop", "the same again", "our engine's loop", "sdserve, bare ingress", "sdserve",
 )  # fmt: skip
 ROUTES = {"fastapi": "/generate", "litserve": "/predict", "bentoml": "/generate"}
+AnyWay = TypeVar("AnyWay", bound=Way)
 Samples = dict[str, list[list[float]]]  # by way, then block
 
 
@@ -74,7 +75,7 @@ def start(stack: ExitStack, options: Any, probe: "Request") -> dict[str, Way]:
     ways[BARE] = ways[AGAIN] = bare
     ways[ENGINE] = stack.enter_context(loop(python, "engine", model, threads))
     app = stack.enter_context(own_app(model=model))
-    ways[INGRESS] = Server(url=f"{app.url}/v1/generate", headers=OURS)
+    ways[INGRESS] = Ours(url=f"{app.url}/v1/generate", headers=OURS)
     for name, route in ROUTES.items():
         if name not in options.without:
             print(f"starting {name} ...", file=sys.stderr, flush=True)
@@ -82,7 +83,7 @@ def start(stack: ExitStack, options: Any, probe: "Request") -> dict[str, Way]:
     if "stack" not in options.without:
         print("starting the stack ...", file=sys.stderr, flush=True)
         own = stack.enter_context(own_stack(model, ["--preload"]))
-        ours = Server(url=f"{own.url}/{own.app}/v1/generate", headers=OURS)
+        ours = Ours(url=f"{own.url}/{own.app}/v1/generate", headers=OURS)
         ours.picture(probe)
         ways[PRODUCT] = ours
         if "ray" not in options.without:
@@ -109,10 +110,10 @@ def refuse_other_pictures(ways: dict[str, Way], probe: "Request") -> None:
 
 
 def measure(
-    ways: dict[str, Way],
+    ways: dict[str, AnyWay],
     blocks: int,
     take: "Callable[[int], list[Request]]",
-    of: "Callable[[Way, list[Request]], list[float]]",
+    of: "Callable[[AnyWay, list[Request]], list[float]]",
 ) -> Samples:
     """The samples of each way in each block. `take` gives the requests of a turn by a number."""
     samples: Samples = {name: [] for name in ways}
@@ -142,6 +143,13 @@ def run(options: Any) -> dict[str, Any]:
             lambda block: requests.take(1000 * block, options.requests),
             lambda way, asked: way.draw(asked),
         )
+        ours = {name: way for name, way in ways.items() if isinstance(way, Ours)}
+        overhead = measure(
+            ours,
+            options.blocks,
+            lambda block: requests.take(1000 * block, options.requests),
+            lambda way, asked: way.overheads(asked),
+        )
         busy = measure(
             ways,
             options.blocks,
@@ -154,6 +162,7 @@ def run(options: Any) -> dict[str, Any]:
         "request": probe,
         "warm_up": {name: statistics.median(seconds) for name, seconds in warm_up.items()},
         "alone": alone,  # seconds of a request
+        "overhead": overhead,  # seconds of a request beside its own drawing and encoding
         "busy": busy,  # pictures per second
     }
 

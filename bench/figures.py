@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib as mpl  # pyright: ignore[reportMissingImports] (in .venv-bench alone)
 
 mpl.use("svg")
 # The same figures, the same file: no date in it, no random names.
 mpl.rcParams["svg.hashsalt"] = "sdserve"
-from matplotlib import pyplot as plt  # noqa: E402 (after the choice of what draws)
+from matplotlib import (  # noqa: E402  # pyright: ignore[reportMissingImports] (as above)
+    pyplot as plt,
+)
 
 
 def draw(found: dict[str, Any], folder: Path) -> None:

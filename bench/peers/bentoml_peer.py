@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import bentoml
-from bentoml.validators import ContentType
+import bentoml  # pyright: ignore[reportMissingImports] (in .venv-bench alone)
+from bentoml.validators import ContentType  # pyright: ignore[reportMissingImports]
 
 from bench.peers.drawing import Drawer, Request
 

@@ -9,13 +9,13 @@ documentation recommends for speed), raw bytes as the response (its image genera
 import argparse
 from pathlib import Path
 
-import litserve as ls
+import litserve as ls  # pyright: ignore[reportMissingImports] (in .venv-bench alone)
 from fastapi import Response
 
 from bench.peers.drawing import Drawer, Request
 
 
-class Diffusion(ls.LitAPI):
+class Diffusion(ls.LitAPI):  # pyright: ignore[reportUntypedBaseClass]
     """A model in a process of its own."""
 
     def __init__(self, model: Path, threads: int) -> None:

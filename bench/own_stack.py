@@ -73,7 +73,7 @@ def own_stack(model: Path, deploy: Sequence[str] = ()) -> Generator[OwnStack]:
     )
     try:
         stack.run("deploy_scripts.stack", "up")
-        stack.run("deploy_scripts.deploy_sd", *deploy, model.stem)
+        stack.run("deploy_scripts.deploy_sd", *deploy, model.name)
         yield stack
     finally:
         stack.run("deploy_scripts.stack", "down")

@@ -17,7 +17,15 @@ from sdserve.batch_operations import (
     ReadPart,
     batch_of,
 )
-from sdserve.batches import PART, ROOM_BYTES, BatchState, LineStatus, pack_lines, room_of
+from sdserve.batches import (
+    PART,
+    ROOM_BYTES,
+    BatchState,
+    LineStatus,
+    dump_lines,
+    pack_lines,
+    room_of,
+)
 from sdserve.errors import BatchNotFoundError, JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus
 from sdserve.operations import Admission, Cancel, Drain
@@ -96,7 +104,7 @@ def test_long_lines_take_more_room(world: World) -> None:
     text = random.Random(1).randbytes(120_000).hex()  # 120 kB, compressed
     first, second = lines(2)
     uploaded = [replace(first, params=replace(first.params, prompt=text)), second]
-    room = room_of(pack_lines(uploaded))
+    room = room_of(pack_lines(dump_lines(uploaded)))
     assert 120_000 < room * ROOM_BYTES < 160_000
     for bound, expected in ((room - 1, BatchAdmission.FULL), (room, BatchAdmission.CREATED)):
         assert batches.upload(uploaded, room_limit=bound).admission is expected

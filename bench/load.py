@@ -5,8 +5,8 @@
 Every figure is from a fresh Python process that loads a full-size file with random weights and
 draws one small picture (256 px, one step): plain diffusers (`import`, `from_single_file`, first
 image), ours as a replica starts (reading beside importing), and ours with the imports done before
-the clock starts, which is the load phase alone. Interleaved within a round, each with a cold and a
-warm page cache. Prints Markdown.
+the clock starts, which is the load phase alone; the last also in bfloat16. Interleaved within a
+round, each with a cold and a warm page cache. Prints Markdown.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 from tools.make_checkpoint import make_checkpoint
 
-WAYS = ("plain", "ours", "ours, imports done")
+WAYS = ("plain", "ours", "ours, imports done", "ours, bfloat16, imports done")
 TOUCH = "touch"
 SIZE = 256  # pixels of the first image
 PIECE = 4 << 20  # numbers in one of the tensors that touch memory
@@ -38,15 +38,14 @@ def measure(way: str, path: Path, threads: int) -> Row:
     if way == TOUCH:
         return _touch(path, threads)
     begin = time.perf_counter()
-    row = (_plain if way == "plain" else _ours)(path, threads, is_imported=way == WAYS[2])
+    row = _plain(path, threads) if way == "plain" else _ours(path, threads, way)
     begin += row.get("imports before", 0.0)
     row["total"] = time.perf_counter() - begin
     row["peak RSS MB"] = _peak_rss()
     return row
 
 
-def _plain(path: Path, threads: int, *, is_imported: bool) -> Row:
-    del is_imported
+def _plain(path: Path, threads: int) -> Row:
     clock = _Clock()
     import torch
 
@@ -63,13 +62,14 @@ def _plain(path: Path, threads: int, *, is_imported: bool) -> Row:
     return row
 
 
-def _ours(path: Path, threads: int, *, is_imported: bool) -> Row:
+def _ours(path: Path, threads: int, way: str) -> Row:
+    from sdserve.apps import Precision
     from sdserve.checkpoints import inspect_checkpoint
     from workers.loading import load_engine
 
     row: Row = {}
     clock = _Clock()
-    if is_imported:
+    if "imports done" in way:
         os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # as load_engine sets it before the import
         import_module("workers.assembly")
         row["imports before"] = clock.lap()
@@ -80,6 +80,7 @@ def _ours(path: Path, threads: int, *, is_imported: bool) -> Row:
         checkpoint,
         device="cpu",
         threads=threads,
+        precision=Precision.BFLOAT16 if "bfloat16" in way else Precision.FLOAT32,
         on_phase=lambda phase: phases.append((phase, time.perf_counter())),
     )
     built = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The command `api_keys.sh`: make, list, revoke and rotate API keys.
+"""The command `api_keys.sh`: make, list, revoke and rotate API keys; tell their webhooks' secrets.
 
 A token is printed once, alone on stdout, and kept nowhere; all else goes to stderr.
 """
@@ -12,15 +12,27 @@ from datetime import datetime, timedelta
 from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployer
 from deploy_scripts.table import print_table
-from sdserve.api_keys import ApiKey, Role, Token, new_token
-from sdserve.errors import KeyNotFoundError, KeyRevokedError
+from sdserve.api_keys import ApiKey, Role, Token, is_key_id, new_token
+from sdserve.errors import KeyNotFoundError, KeyRevokedError, SdServeError
 from sdserve.key_operations import CreateKey, KeyChange, RevokeKey, RotateKey, ViewKey
 from sdserve.limits import Quotas, Rate
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
+from sdserve.webhook_signature import parse_secrets, secrets_of, told
 
 MAX_NAME = 100  # characters
 QUOTAS = fields(Quotas)
+
+
+class WebhooksOffError(SdServeError):
+    """There is nothing that signs webhooks."""
+
+    code = "webhooks_off"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Webhooks are off: set SD_WEBHOOK_SECRETS to what the running stack has, and ask again."
+        )
 
 
 def keys_of(store: RedisJobStore) -> list[ApiKey]:
@@ -52,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _list(store)
             case "revoke":
                 return _revoke(store, options.id)
+            case "webhook-secret":
+                return _webhook_secret(store, options.id, settings)
             case _:
                 return _rotate(store, options.id, timedelta(seconds=options.overlap))
 
@@ -78,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="all keys, revoked ones too; no secrets")
     revoke = commands.add_parser("revoke", help="accept a key no more, from now on")
     rotate = commands.add_parser("rotate", help="a new token for a key, whose id and jobs stay")
-    for command in (revoke, rotate):
+    secret = commands.add_parser("webhook-secret", help="what signs the webhooks of a key's jobs")
+    for command in (revoke, rotate, secret):
         command.add_argument("id", metavar="ID", help="as `list` shows it")
     rotate.add_argument(
         "--overlap", metavar="SECONDS", type=_count, default=0,
@@ -125,6 +140,17 @@ def _rotate(store: RedisJobStore, key_id: str, overlap: timedelta) -> int:
         raise KeyRevokedError(key_id)
     old = f"is accepted for {overlap.total_seconds():.0f} s more" if overlap else "ends now"
     _tell(token, f"key {key_id}: its old token {old}")
+    return 0
+
+
+def _webhook_secret(store: RedisJobStore, key_id: str, settings: Settings) -> int:
+    if not is_key_id(key_id) or store.run(ViewKey(key_id=key_id)).key is None:
+        raise KeyNotFoundError(key_id)
+    configured = parse_secrets(settings.webhook_secrets)
+    if not configured:
+        raise WebhooksOffError
+    for secret in secrets_of(key_id, configured):
+        print(told(secret))
     return 0
 
 

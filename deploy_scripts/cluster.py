@@ -1,6 +1,7 @@
 """The Ray cluster: the one of RAY_ADDRESS, or a local one of ours.
 
 A local one is started when needed, found again by later commands, and stopped by its own pid.
+It starts with HAProxy in front where that can run, else with Serve's own proxy.
 """
 
 import logging
@@ -11,17 +12,22 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
+from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deploy_scripts import haproxy
+from deploy_scripts.proxy_choice import ProxyChoice
 from sdserve.daemon import Daemon
 from sdserve.errors import DeployError
 from sdserve.loopback import is_loopback
-from sdserve.settings import Settings
+from sdserve.settings import Proxy, Settings
 from workers.standby import ensure_standby
 
 OBJECT_STORE_BYTES = 200_000_000  # nothing large travels through Ray
@@ -55,7 +61,11 @@ def connect(settings: Settings) -> None:
         return
     os.environ.update(RAY_ENVIRONMENT)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # our commands say what they do
-    address = settings.ray_address or find_local(settings) or start_local(settings)
+    address = settings.ray_address or find_local(settings)
+    _connect(address or start_local(settings, ProxyChoice.make(settings)))
+
+
+def _connect(address: str) -> None:
     try:
         ray.init(
             address=address,
@@ -82,8 +92,11 @@ def find_local(settings: Settings) -> str | None:
     return address if _answers(host, int(port)) else None
 
 
-def start_local(settings: Settings) -> str:
-    """Start a head node on loopback with ports and a folder of its own.
+def start_local(settings: Settings, choice: ProxyChoice) -> str:
+    """Start a head node on loopback with ports and folders of its own.
+
+    Returns:
+        its address.
 
     Raises:
         DeployError: it does not come up; the message names its log.
@@ -91,7 +104,7 @@ def start_local(settings: Settings) -> str:
     stop_local(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     log = settings.state_dir / "ray.log"
-    ports = _free_ports(8)
+    ports = _free_ports(9)
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
         "--node-ip-address=127.0.0.1",
@@ -109,7 +122,9 @@ def start_local(settings: Settings) -> str:
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={_temp_dir(settings)}",
     ]  # fmt: skip
-    environment = {**os.environ, **RAY_ENVIRONMENT}
+    choice.save(_choice_file(settings))
+    environment = {**os.environ, **node_environment(settings, choice)}
+    environment["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(ports[8])  # stands by behind HAProxy
     environment.pop("RAY_ADDRESS", None)
     daemon = Daemon.start(command, record=_record(settings), log=log, environment=environment)
     address = f"127.0.0.1:{ports[0]}"
@@ -130,15 +145,31 @@ def stop_local(settings: Settings) -> bool:
     if daemon is not None:
         daemon.stop(patience=STOP_PATIENCE)
     _record(settings).unlink(missing_ok=True)
+    _choice_file(settings).unlink(missing_ok=True)
     shutil.rmtree(_temp_dir(settings), ignore_errors=True)
+    haproxy.clean_up(settings.state_dir / "haproxy")
     return daemon is not None
 
 
+def node_environment(settings: Settings, choice: ProxyChoice) -> dict[str, str]:
+    """What the `ray start` of every node of a cluster must see."""
+    if choice.proxy is Proxy.SERVE:
+        return RAY_ENVIRONMENT
+    return RAY_ENVIRONMENT | haproxy.prepare(settings.state_dir / "haproxy")
+
+
+def proxy_choice(settings: Settings) -> ProxyChoice | None:
+    """The proxy that the local cluster was started with; None: there is no local cluster."""
+    return ProxyChoice.load(_choice_file(settings))
+
+
 def start_serve(settings: Settings) -> None:
-    """Start Serve's HTTP proxy unless it runs.
+    """Start Serve and its HTTP proxy unless it runs.
+
+    A local cluster whose HAProxy does not come up is started again with Serve's own proxy.
 
     Raises:
-        DeployError: the port is taken.
+        DeployError: the port is taken; no proxy comes up; another one than asked for runs.
     """
     if not serve_runs() and _answers(settings.http_host, settings.http_port):
         message = (
@@ -146,6 +177,37 @@ def start_serve(settings: Settings) -> None:
             "choose another with SD_HTTP_PORT."
         )
         raise DeployError(message)
+    try:
+        _start_serve(settings)
+    except (RayError, TimeoutError) as error:
+        choice = proxy_choice(settings)
+        if settings.ray_address or choice is None or choice.proxy is Proxy.SERVE:
+            message = f"Serve's HTTP proxy does not come up: {_last_line(error)}"
+            raise DeployError(message) from error
+        reason = f"HAProxy does not come up: {_last_line(error)}"
+        if settings.proxy is Proxy.HAPROXY:
+            raise DeployError(f"{reason}. Mend that, or leave SD_PROXY out.") from error
+        ray.shutdown()
+        serves_own = ProxyChoice(proxy=Proxy.SERVE, reason=reason)
+        _connect(start_local(settings, serves_own))
+        _start_serve(settings)
+    runs = running_proxy()
+    if settings.proxy not in (Proxy.AUTO, runs):
+        message = (
+            f"SD_PROXY={settings.proxy}, but the Ray cluster runs with the proxy '{runs}': stop it "
+            "(make down) and start it again."
+        )
+        raise DeployError(message)
+
+
+def running_proxy() -> Proxy:
+    """That of the connected cluster: beside HAProxy, Serve's own stands by under another name."""
+    actors: Any = list_named_actors(all_namespaces=True)  # dicts, as all namespaces are asked for
+    stands_by = any(one["name"].startswith("SERVE_PROXY_ACTOR-fallback-") for one in actors)
+    return Proxy.HAPROXY if stands_by else Proxy.SERVE
+
+
+def _start_serve(settings: Settings) -> None:
     serve.start(
         proxy_location="EveryNode",
         http_options=HTTPOptions(host=settings.http_host, port=settings.http_port),
@@ -188,6 +250,15 @@ def refuse_unreachable_redis(redis_url: str) -> None:
 
 def _record(settings: Settings) -> Path:
     return settings.state_dir / "ray.json"
+
+
+def _choice_file(settings: Settings) -> Path:
+    return settings.state_dir / "ray.proxy"
+
+
+def _last_line(error: Exception) -> str:
+    """What it was, of an error that Ray has wrapped in a traceback."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _address_file(settings: Settings) -> Path:

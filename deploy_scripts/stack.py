@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from deploy_scripts import cluster
 from deploy_scripts.api_keys import warn_without_key
 from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployer, Wishes
+from deploy_scripts.proxy_choice import ProxyChoice
 from sdserve.checkpoints import list_checkpoints
 from sdserve.daemon import Daemon
 from sdserve.redis_server import find_redis, stop_redis
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands.add_parser("down", help="stop all of it")
     commands.add_parser("status", help="what runs")
+    commands.add_parser(
+        "node-env", help="for a Ray cluster of your own: what each node's `ray start` must see"
+    )
     options = parser.parse_args(arguments)
 
     def work(settings: Settings) -> int:
@@ -45,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _stay(settings) if options.foreground else 0
             case "down":
                 return down(settings)
+            case "node-env":
+                return print_node_environment(settings)
             case _:
                 return status(settings)
 
@@ -61,6 +68,7 @@ def up(settings: Settings, *, demo: bool, worker: bool = True) -> Deployer:
     cluster.refuse_unreachable_redis(redis_url)
     deployer = Deployer(settings, redis_url)
     deployer.start_serve()
+    print(f"proxy: {cluster.proxy_choice(settings) or cluster.running_proxy()}")
     print("starting the gateway ...", flush=True)
     deployer.deploy_gateway()
     if worker:
@@ -97,7 +105,18 @@ def status(settings: Settings) -> int:
         parts[f"rq worker ({queue})"] = Daemon.find(_worker_record(settings, queue)) is not None
     for name, runs in parts.items():
         print(f"{name}: {'running' if runs else 'stopped'}")
+    if choice := cluster.proxy_choice(settings):
+        print(f"proxy: {choice}")
     return 0 if all(parts.values()) else 1
+
+
+def print_node_environment(settings: Settings) -> int:
+    """Shell commands that set the environment for `ray start` on this node."""
+    choice = ProxyChoice.make(settings)
+    print(f"# proxy: {choice}")
+    for name, value in cluster.node_environment(settings, choice).items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
 
 
 def _start_worker(settings: Settings, queue: QueueName, redis_url: str) -> None:

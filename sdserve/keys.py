@@ -25,10 +25,12 @@ APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is dep
 BATCH = PREFIX + "batch:"  # hash per batch; `:in:{p}`, `:out:{p}`, `:res:{p}`, `:live` beside it
 BATCHES = PREFIX + "batches"  # zset: id -> created, of every batch that is kept
 OPEN_BATCHES = PREFIX + "batches:open"  # zset: the same of those that need feeding or packing
-HOOKS = PREFIX + "hooks"  # zset: webhook event -> when to look at it next, server milliseconds
+HOOKS = PREFIX + "hooks"  # zset: client -> when to look at its undelivered webhook events next;
+# `:of:{client}`: zset, event -> the same for it; server milliseconds
 HOOK = PREFIX + "hook:"  # hash per webhook event that is not delivered (outbox.py)
-DEAD_HOOKS = HOOKS + ":dead"  # zset: event that was given up -> when; 7 days
-HOOK_REST = PREFIX + "hook-rest:"  # hash per slow receiver: its failures, rests until
+DEAD_HOOKS = HOOKS + ":dead"  # zset: event that was given up -> when; 7 days; `:{client}`: its own
+HOOK_REST = PREFIX + "hook-rest:"  # hash per slow receiver of a client: its failures, rests until;
+# `of:{client}`: string, that the client rests until
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: what changed (news.py)
 PREVIEW = PREFIX + "preview:"  # hash per running job that is watched: its picture so far
 USAGE = PREFIX + "use:"  # hash per day (since 1970, UTC): client|app|metric -> integer; 400 days

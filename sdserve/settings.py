@@ -61,6 +61,14 @@ class Auth(StrEnum):
     OFF = "off"
 
 
+class Proxy(StrEnum):
+    """What takes HTTP requests in front of the applications."""
+
+    AUTO = "auto"  # HAProxy where it can run
+    HAPROXY = "haproxy"
+    SERVE = "serve"  # Ray Serve's own
+
+
 class Settings(BaseSettings):
     """Values of the environment. Times are seconds there."""
 
@@ -76,6 +84,7 @@ class Settings(BaseSettings):
         default="", validation_alias="SD_ALLOWED_HOSTS"
     )
     http_port: int = Field(default=8000, ge=1, le=65535, validation_alias="SD_HTTP_PORT")
+    proxy: Proxy = Field(default=Proxy.AUTO, validation_alias="SD_PROXY")
     models_dir: Path = Field(
         default=Path("/data/models/stablediffusion"), validation_alias="SD_MODELS_DIR"
     )

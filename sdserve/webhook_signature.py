@@ -38,6 +38,27 @@ def _parse(text: str, place: int) -> bytes:
     return secret
 
 
+def secrets_of(client: str, secrets: Sequence[bytes]) -> tuple[bytes, ...]:
+    """What signs the webhooks of one client: a secret of its own for each that is configured.
+
+    Who knows his own cannot sign in another's name, nor find those that are configured.
+
+    Args:
+        client: the id of an API key; "" is anybody without one, and has the configured secrets.
+        secrets: as `parse_secrets` reads them.
+    """
+    if not client:
+        return tuple(secrets)
+    # No event begins like this, so no signature of one is a client's secret.
+    name = f"sdserve webhook secret of {client}".encode()
+    return tuple(hmac.digest(secret, name, hashlib.sha256) for secret in secrets)
+
+
+def told(secret: bytes) -> str:
+    """A secret in its `whsec_` form."""
+    return PREFIX + b64encode(secret).decode()
+
+
 def signature(secrets: Sequence[bytes], event: str, timestamp: int, body: bytes) -> str:
     """The header `webhook-signature`: one signature for each secret, so that one can be replaced.
 

@@ -1,7 +1,7 @@
 """What a webhook tells, and how. Pure."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
@@ -12,7 +12,7 @@ from sdserve.batch_operations import batch_of
 from sdserve.jobs import Job
 from sdserve.operations import job_of
 from sdserve.outbox import HookTry
-from sdserve.webhook_signature import signature
+from sdserve.webhook_signature import secrets_of, signature
 
 
 def job_data(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -91,6 +91,7 @@ class WebhookEvent:
 
     id: str
     type: str  # e.g. job.succeeded, batch.completed
+    client: str  # whose job or batch it is
     body: bytes
 
     @classmethod
@@ -102,11 +103,17 @@ class WebhookEvent:
             "data": DATA[kind](attempt.subject),
         }
         text = json.dumps(to_jsonable_python(body), separators=(",", ":"), ensure_ascii=False)
-        return cls(id=attempt.event, type=f"{kind}.{status}", body=text.encode())
+        return cls(
+            id=attempt.event,
+            type=f"{kind}.{status}",
+            client=attempt.subject["client"],
+            body=text.encode(),
+        )
 
-    def headers(self, secrets: tuple[bytes, ...], now: datetime) -> dict[str, str]:
-        """The headers of a try at this moment (Standard Webhooks)."""
+    def headers(self, configured: Sequence[bytes], now: datetime) -> dict[str, str]:
+        """The headers of a try at this moment (Standard Webhooks), signed for its client."""
         timestamp = int(now.timestamp())
+        secrets = secrets_of(self.client, configured)
         return {
             "Content-Type": "application/json",
             "User-Agent": "sdserve-webhooks",

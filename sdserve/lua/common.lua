@@ -31,9 +31,21 @@ local function count_job(load, app, client, change, images)
   count(load, 'images:' .. client, change * images)
 end
 
--- The receiver of a webhook (scheme, host and port) as part of a key: hashed, for it is a client's text.
-local function receiver(url)
-  return redis.sha1hex(string.match(url, '^%w+://[^/?#]+'))
+-- The undelivered webhook events of a client: HOOKS has the clients, so that each has its turn.
+local function hooks_of(client)
+  return HOOKS .. ':of:' .. client
+end
+
+-- Let the sweep look at an event of a client at this time.
+local function look_at_hook(client, event, at)
+  redis.call('ZADD', hooks_of(client), at, event)
+  redis.call('ZADD', HOOKS, 'LT', at, client)
+end
+
+-- The receiver of a client's webhook (scheme, host and port) as part of a key: hashed, for it is a
+-- client's text.
+local function receiver(client, url)
+  return redis.sha1hex(client .. ' ' .. string.match(url, '^%w+://[^/?#]+'))
 end
 
 -- Put an event into the outbox: `kind` (job, batch), its id, and how that ended. What the event tells
@@ -43,8 +55,8 @@ local function tell_webhook(kind, id, status, url, now, subject)
   local fields, told = redis.call('HGETALL', subject), {}
   for i = 1, #fields, 2 do told[fields[i]] = fields[i + 1] end
   redis.call('HSET', HOOK .. event, 'url', url, 'subject', cjson.encode(told), 'created', now,
-    'since', now, 'due', now, 'tries', 0, 'base', 0)
-  redis.call('ZADD', HOOKS, now, event)
+    'since', now, 'due', now, 'tries', 0, 'base', 0, 'client', told.client)
+  look_at_hook(told.client, event, now)
 end
 
 -- The keys of a batch beside its hash: what was uploaded, results, results of settled parts.

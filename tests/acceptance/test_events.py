@@ -1,4 +1,4 @@
-"""A job's events through Serve's own proxy: as they happen, and again after a lost connection."""
+"""A job's events through the HTTP proxy: as they happen, and again after a lost connection."""
 
 import time
 from collections.abc import Iterator

@@ -29,6 +29,11 @@ class Processes:
         """Ray's workers whose title has all these words, e.g. ServeController."""
         return titled_below(self.ray_head, *words)
 
+    def named(self, name: str) -> list[psutil.Process]:
+        """Those whose program has this name, e.g. haproxy."""
+        words = ((process, title.split(" ")) for process, title in _below(self.ray_head))
+        return [process for process, (program, *_) in words if Path(program).name == name]
+
     def raylet(self) -> int | None:
         """Ray's agent of this node."""
         names = {process.pid: name for process, name in _below(self.ray_head)}

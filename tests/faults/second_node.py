@@ -1,6 +1,7 @@
-"""A second Ray node on this machine: its own raylet, object store and Serve proxy."""
+"""A second Ray node on this machine: its own raylet, object store and HTTP proxy."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from deploy_scripts import haproxy
 from deploy_scripts.cluster import OBJECT_STORE_BYTES, RAY_ENVIRONMENT
 from tests.faults.processes import titled_below
 
@@ -20,6 +22,13 @@ class SecondNode:
 
     def __init__(self, state: Path) -> None:
         address = (state / "ray.address").read_text()
+        self._haproxy = state / "second-haproxy"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        # As the first node, but on one machine their proxies cannot have the same port.
+        environment = RAY_ENVIRONMENT | haproxy.prepare(self._haproxy)
+        environment["RAY_SERVE_WORKER_PROXY_HTTP_PORT"] = str(port)
         with (state / "second-node.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -28,7 +37,7 @@ class SecondNode:
                     f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats",
                     "--min-worker-port=0", "--max-worker-port=0",
                 ],
-                stdout=log, stderr=log, env={**os.environ, **RAY_ENVIRONMENT},
+                stdout=log, stderr=log, env={**os.environ, **environment},
                 start_new_session=True,
             )  # fmt: skip
 
@@ -57,3 +66,4 @@ class SecondNode:
         for process in left:
             process.kill()
         self._process.wait()
+        haproxy.clean_up(self._haproxy)

@@ -75,6 +75,14 @@ def _kill_titled(kind: str, *words: str) -> Strike:
     return strike
 
 
+def kill_haproxy(stack: FullStack) -> None:
+    """kill -9 of the process that takes all requests."""
+    if victims := stack.processes.named("haproxy"):
+        stack.struck("kill HTTP proxy")
+        for victim in victims:
+            kill(victim.pid)
+
+
 def kill_rq_worker(stack: FullStack) -> None:
     """Nobody but `up` starts it again."""
     stack.struck("kill RQ worker")
@@ -168,7 +176,8 @@ STRIKES: dict[str, Strike] = {
     "kill standby": kill_standby,
     "kill ingress": _kill_titled("kill ingress", "ServeReplica", "Ingress"),
     "kill gateway": _kill_titled("kill gateway", "ServeReplica", "Gateway"),
-    "kill HTTP proxy": _kill_titled("kill HTTP proxy", "ProxyActor"),
+    "kill HTTP proxy": kill_haproxy,
+    "kill HTTP proxy's manager": _kill_titled("kill HTTP proxy's manager", "HAProxyManager"),
     "kill Serve controller": _kill_titled("kill Serve controller", "ServeController"),
     "kill RQ worker": kill_rq_worker,
     "kill node": kill_node,

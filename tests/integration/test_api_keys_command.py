@@ -11,6 +11,7 @@ from sdserve.api_keys import ApiKey, Role, Token, read_token
 from sdserve.key_operations import KeyView, ViewKey
 from sdserve.limits import Quotas, Rate
 from sdserve.store import RedisJobStore
+from sdserve.webhook_signature import parse_secrets, secrets_of, told
 
 pytestmark = pytest.mark.integration
 
@@ -20,14 +21,14 @@ ROOT = Path(__file__).parent.parent.parent
 class Command:
     def __init__(self, redis: Redis, redis_url: str, folder: Path) -> None:
         self._store = RedisJobStore(redis)
-        self._environment = {
+        self.environment = {
             **os.environ, "REDIS_URL": redis_url, "SD_STATE_DIR": str(folder / "state"),
         }  # fmt: skip
 
     def __call__(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             ["bash", str(ROOT / "deploy_scripts" / "api_keys.sh"), *arguments],
-            env=self._environment, capture_output=True, text=True, timeout=120, check=False,
+            env=self.environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
@@ -97,8 +98,19 @@ def test_a_key_with_a_role_and_quotas(api_keys: Command) -> None:
     assert "jobs=5 queued=4 images_per_day=300 gpu_seconds_per_day=20 rate=10/second" in listed
 
 
+def test_a_keys_webhook_secrets_are_told(api_keys: Command) -> None:
+    token = api_keys.token("create", "ann")
+    off = api_keys("webhook-secret", token.key_id, code=1)
+    assert "SD_WEBHOOK_SECRETS" in off.stderr
+    configured = ",".join(told(letter * 32) for letter in (b"n", b"o"))
+    api_keys.environment["SD_WEBHOOK_SECRETS"] = configured
+    new, old = api_keys("webhook-secret", token.key_id).stdout.split()
+    own = secrets_of(token.key_id, parse_secrets(configured))
+    assert (new, old) == (told(own[0]), told(own[1]))
+
+
 def test_mistakes_are_one_sentence(api_keys: Command) -> None:
-    for command in ("revoke", "rotate"):
+    for command in ("revoke", "rotate", "webhook-secret"):
         unknown = api_keys(command, "nobody", code=1)
         assert unknown.stderr == (
             "error: No API key has the id 'nobody': `api_keys.sh list` shows all.\n"

@@ -350,11 +350,16 @@ class Stores(RuleBasedStateMachine):
         begun = self.both(BeginHook(event=event, busy=busy))
         return multiple() if begun is None else begun
 
-    @rule(of=tries, outcome=st.sampled_from(HookOutcome), delay=SPANS)
-    def settles_hook(self, of: HookTry, outcome: HookOutcome, delay: timedelta) -> None:
+    @rule(of=tries, outcome=st.sampled_from(HookOutcome), delay=SPANS, rest=SPANS)
+    def settles_hook(
+        self, of: HookTry, outcome: HookOutcome, delay: timedelta, rest: timedelta
+    ) -> None:
         self.both(
-            SettleHook(event=of.event, number=of.number, outcome=outcome, delay=delay, reason="no")
-        )
+            SettleHook(
+                event=of.event, number=of.number, outcome=outcome, delay=delay, reason="no",
+                rest=rest,
+            )
+        )  # fmt: skip
 
     @rule(event=events)
     def replays_hook(self, event: str) -> None:

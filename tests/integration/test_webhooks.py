@@ -8,7 +8,7 @@ import threading
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from sdserve.outbox import BeginHook, HookOutcome, SettleHook
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
+from sdserve.webhook_signature import parse_secrets, secrets_of, told
 from sdserve.webhook_targets import WebhookTargets
+from tests.batch_world import Batches
 from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
 from tests.receiver import Exchange, Received, Receiver, friendly, is_signed
 from tests.rq_worker import working
@@ -128,6 +130,46 @@ def test_every_ended_job_reaches_a_flaky_receiver(redis: Redis, redis_url: str) 
     assert repeated == {event for event, flaw in flaws.items() if "noted" in flaw}
     bodies = {(request.event, request.body) for request in receiver.received}
     assert len(bodies) == len(flaws)
+
+
+def test_a_keys_webhooks_are_signed_with_its_own_secret(redis: Redis, redis_url: str) -> None:
+    world = world_of(redis)
+    batches = Batches(world.store)
+    with Receiver() as receiver, delivering(redis_url):
+        for client in ("", "ann", "bob"):
+            world.cancel(world.submit(webhook=receiver.url, client=client).job_id)
+            batches.close(batches.make(1, webhook=receiver.url, client=client))
+        until(lambda: len(receiver.received) == 6)
+    own = {client: told(secrets_of(client, parse_secrets(OLD))[0]) for client in ("", "ann", "bob")}
+    assert own[""] == OLD
+    for kind in ("job", "batch"):
+        signed = [
+            [client for client, secret in own.items() if is_signed(request, secret)]
+            for request in receiver.received
+            if request.event.startswith(kind)
+        ]
+        assert sorted(signed) == [[""], ["ann"], ["bob"]]
+
+
+def test_a_key_whose_receivers_hang_holds_up_no_other(redis: Redis, redis_url: str) -> None:
+    gone = threading.Event()
+
+    def hang(_request: Received, _exchange: Exchange) -> None:
+        gone.wait(60)
+
+    world = world_of(redis)
+    with ExitStack() as stack:
+        friends = stack.enter_context(Receiver())
+        hanging = [stack.enter_context(Receiver(hang)) for _ in range(6)]
+        stack.callback(gone.set)
+        for receiver in hanging:
+            world.cancel(world.submit(webhook=receiver.url, client="ann").job_id)
+        for _ in range(6):
+            world.cancel(world.submit(webhook=friends.url, client="bob").job_id)
+        with delivering(redis_url):
+            until(lambda: len(events(friends)) == 6)
+            tried = sum(len(receiver.received) for receiver in hanging)
+    assert tried <= 2  # ten seconds each; all of ann's would have been a minute
 
 
 def test_the_body_is_the_job_without_its_pictures(redis: Redis) -> None:

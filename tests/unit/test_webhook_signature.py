@@ -3,7 +3,7 @@
 import pytest
 
 from sdserve.settings import SettingsError, read_settings
-from sdserve.webhook_signature import parse_secrets, signature
+from sdserve.webhook_signature import parse_secrets, secrets_of, signature, told
 
 # The test vector of the specification's reference libraries.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 (public)
@@ -20,6 +20,16 @@ def test_every_secret_signs_so_that_one_can_be_replaced() -> None:
     both = signature(parse_secrets(f"{OTHER}, {SECRET}"), EVENT, TIMESTAMP, BODY).split(" ")
     assert len(set(both)) == 2
     assert both[1] == SIGNATURE
+
+
+def test_each_client_has_a_secret_of_its_own_for_each_that_is_configured() -> None:
+    configured = parse_secrets(f"{OTHER},{SECRET}")
+    assert secrets_of("", configured) == configured
+    ann, bob = secrets_of("ann", configured), secrets_of("bob", configured)
+    assert len({*configured, *ann, *bob}) == 6
+    assert secrets_of("ann", configured[1:]) == ann[1:]
+    for secret in ann:
+        assert parse_secrets(told(secret)) == (secret,)
 
 
 @pytest.mark.parametrize(

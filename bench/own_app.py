@@ -1,0 +1,123 @@
+"""An app of our own without Ray: Redis, its ingress under uvicorn, a replica, each a process."""
+
+import multiprocessing
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import uvicorn
+
+from api.edge import EdgeSettings
+from api.ingress import create_app
+from sdserve.apps import AppSpec, AppState
+from sdserve.checkpoints import inspect_checkpoint
+from sdserve.limits import ResultBudget
+from sdserve.redis_server import ensure_redis, stop_redis
+from sdserve.settings import Settings
+from sdserve.store import RedisJobStore, connect
+from workers.puller import Puller
+from workers.replica_settings import ReplicaSettings
+
+APP = "sd-bench"
+MODEL = Path(__file__).parent.parent / "demo_models" / "tiny-shapes-sd15.safetensors"
+HOUR = timedelta(hours=1)
+PATIENCE = 120.0  # seconds for a replica to come up
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnApp:
+    """Where it is."""
+
+    url: str  # of the ingress: /v1/generate, ...
+    redis_url: str
+    ingress_pid: int
+    replica_pid: int
+    store: RedisJobStore
+
+
+@contextmanager
+def own_app(*, model: Path = MODEL, step_seconds: float | None = None) -> Generator[OwnApp]:
+    """A warm app; with `step_seconds` its engine only sleeps so long in each step.
+
+    Raises:
+        TimeoutError: its replica does not come up.
+    """
+    checkpoint, defaults = inspect_checkpoint(model)
+    spec = AppSpec(
+        name=APP, checkpoint=checkpoint, defaults=defaults, num_gpus=0, num_cpus=1,
+        queue_limit=10_000,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(redis_url=None, state_dir=Path(folder))
+        redis_url = ensure_redis(settings)
+        server = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        context = multiprocessing.get_context("spawn")
+        processes: list[BaseProcess] = [
+            context.Process(target=_serve, args=(spec, redis_url, server)),
+            context.Process(target=_pull, args=(spec, redis_url, step_seconds)),
+        ]
+        store = RedisJobStore(connect(redis_url))
+        try:
+            store.register_app(spec)
+            for process in processes:
+                process.start()
+            _until_ready(store, processes)
+            yield OwnApp(
+                url=f"http://127.0.0.1:{server.getsockname()[1]}",
+                redis_url=redis_url,
+                ingress_pid=processes[0].pid or 0,
+                replica_pid=processes[1].pid or 0,
+                store=store,
+            )
+        finally:
+            for process in processes:
+                if process.pid is not None:
+                    process.kill()
+                    process.join()
+            server.close()
+            stop_redis(settings)
+
+
+def _serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:
+    """Serve on `server` until killed."""
+    settings = EdgeSettings(redis_url=redis_url, job_ttl=HOUR, sync_wait=HOUR)
+    config = uvicorn.Config(create_app(spec, settings), log_level="warning", access_log=False)
+    uvicorn.Server(config).run([server])
+
+
+def _pull(spec: AppSpec, redis_url: str, step_seconds: float | None) -> None:
+    """Be a replica until killed."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    settings = ReplicaSettings(
+        redis_url=redis_url,
+        lease=timedelta(seconds=15),
+        job_ttl=HOUR,
+        results=ResultBudget(ttl=HOUR),
+        max_result_bytes=2**25,
+        stop_grace=HOUR,
+        step_timeout=HOUR,
+        load_timeout=HOUR,
+    )
+    if step_seconds is None:
+        Puller(spec, settings, born=time.monotonic())
+    else:
+        from bench.stub_engine import loads  # torch, which only this process needs
+
+        Puller(spec, settings, born=time.monotonic(), load=loads(step_seconds))
+    threading.Event().wait()
+
+
+def _until_ready(store: RedisJobStore, processes: list[BaseProcess]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while store.app_status(APP).state is not AppState.READY:
+        if time.monotonic() > deadline or not all(process.is_alive() for process in processes):
+            raise TimeoutError("the replica does not come up: what it printed says why")
+        time.sleep(0.05)

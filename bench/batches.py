@@ -27,15 +27,11 @@ from fastapi import FastAPI
 
 from api import gateway, ingress
 from api.edge import EdgeSettings
-from bench.eta import APP, HOUR, MODEL, Replica
+from bench.own_app import APP, HOUR, OwnApp, own_app
 from bench.statistics import abba, bootstrap_ratio
 from deploy_scripts.submit_batch import main as submit_batch
 from sdserve.apps import AppSpec
-from sdserve.checkpoints import inspect_checkpoint
 from sdserve.client import AsyncSdClient
-from sdserve.redis_server import ensure_redis, stop_redis
-from sdserve.settings import Settings
-from sdserve.store import RedisJobStore, connect
 
 PROMPT = "a red circle on a blue background"
 BATCH, SINGLY = "submit_batch", "singly"
@@ -99,32 +95,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=5, help="of two turns of each way")
     options = parser.parse_args()
-    checkpoint, defaults = inspect_checkpoint(MODEL)
-    spec = AppSpec(
-        name=APP, checkpoint=checkpoint, defaults=defaults, num_gpus=0, num_cpus=1,
-        queue_limit=2 * options.jobs,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(redis_url=None, state_dir=Path(folder))
-        redis_url = ensure_redis(settings)
-        store = RedisJobStore(connect(redis_url))
-        store.register_app(spec)
-        replica = Replica(spec, redis_url, store)
-        try:
-            with _served(spec, redis_url) as url, _feeding(redis_url):
-                replica.start_and_wait()
-                measure(url, options.jobs, options.steps, options.blocks)
-        finally:
-            replica.stop()
-            stop_redis(settings)
+    with own_app() as app, _served(app) as url, _feeding(app.redis_url):
+        measure(url, options.jobs, options.steps, options.blocks)
 
 
 @contextmanager
-def _served(spec: AppSpec, redis_url: str) -> Generator[str]:
-    """The URL of the app and the gateway."""
+def _served(app: OwnApp) -> Generator[str]:
+    """The URL of the app under its route, and of the gateway, as Serve's proxy serves them."""
     server = socket.create_server(("127.0.0.1", 0), backlog=4096)
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(spec, redis_url, server))
+    process = context.Process(target=_serve, args=(app.store.apps()[APP], app.redis_url, server))
     process.start()
     try:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -154,7 +134,7 @@ def _feeding(redis_url: str) -> Generator[None]:
     """A worker that hands lines to the queue."""
     command = [sys.executable, "-m", "workers.main", "batches"]
     environment = {**os.environ, "REDIS_URL": redis_url}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603 (a worker of ours)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 PREFIX = "sd:"
 JOB = PREFIX + "job:"  # hash, one per job; no TTL until final
-QUEUE = PREFIX + "q:"  # zset per app: job id -> -priority * 1e12 + start by CLOCK
+QUEUE = PREFIX + "q:"  # zset per app: job id -> start by CLOCK - priority / 100
 LEASE = PREFIX + "lease:"  # zset per app: job id -> end of the lease, server milliseconds
 REPLICAS = PREFIX + "replicas:"  # hash per app: replica id -> presence JSON
 WAKE = PREFIX + "wake:"  # list per app, a BLPOP target: only a hint
@@ -14,8 +14,8 @@ RESULT = PREFIX + "res:"  # string `{job}:{fence}:{k}`: the bytes of image k
 LOAD = PREFIX + "load"  # hash: unfinished jobs (all, app:A, client:C), a client's queued jobs
 # (queued:C) and unfinished images (images:C), and bytes of results
 RESULTS = PREFIX + "results"  # zset: "bytes key" of every image kept -> stored, server milliseconds
-CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queueing)
-SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
+CLOCK = PREFIX + "clock:"  # hash per app: steps served (fair queueing)
+SHARES = PREFIX + "shares:"  # hash per app: where a client's next job of a priority starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
 KEY = PREFIX + "key:"  # hash per API key: name, role, digest of the secret, times
 KEYS = PREFIX + "keys"  # zset: id of an API key -> created, server milliseconds

@@ -279,6 +279,52 @@ def test_a_long_queue_of_one_client_does_not_delay_anothers_first_job(world: Wor
     assert [first, world.claim().id] == [many[0], other.job_id]
 
 
+def test_no_priority_of_one_client_delays_anothers_first_job(world: World) -> None:
+    limits = {"client": "a", "queue_limit": 2000}
+    for number in range(300):
+        world.submit(priority=number % 21 - 10, **limits)
+    for _ in range(3):
+        world.claim()
+    other = world.submit(client="b", priority=-10, queue_limit=2000).job_id
+    # Beside what runs, one that was next already may go before.
+    assert other in (world.claim().id, world.claim().id)
+
+
+def test_clients_take_turns_whatever_priorities_they_use(world: World) -> None:
+    urgent = {world.submit(client="a", priority=n % 21 - 10).job_id for n in range(42)}
+    plain = [world.submit(client="b").job_id for _ in range(20)]
+    first = [world.claim().id for _ in range(20)]
+    assert 9 <= len(urgent.intersection(first)) <= 11
+    assert [job_id for job_id in first if job_id in plain] == plain[: 20 - len(urgent & {*first})]
+
+
+def test_what_becomes_urgent_goes_first_among_its_clients_jobs(world: World) -> None:
+    plain = [world.submit(client="a").job_id for _ in range(5)]
+    ran = world.claim().id
+    later = [world.submit(client="a", priority=1).job_id for _ in range(3)]
+    last = world.submit(client="a").job_id
+    order = [world.claim().id for _ in range(8)]
+    assert [ran, *order] == [plain[0], *later, *plain[1:], last]
+
+
+def test_urgent_work_is_paid_by_what_its_client_has_waiting(world: World) -> None:
+    mine = [world.submit(client="a").job_id for _ in range(10)]
+    for _ in range(10):
+        world.submit(client="b")
+    mine += [world.submit(client="a", priority=5).job_id for _ in range(5)]
+    first = [world.claim().id for _ in range(10)]
+    assert 4 <= len(set(mine) & {*first}) <= 6
+
+
+def test_a_job_that_is_handed_back_keeps_its_place_before_urgent_ones(world: World) -> None:
+    world.submit()
+    world.submit()
+    job = world.claim()
+    world.submit(priority=5)
+    world.release(job)
+    assert world.claim().id == job.id
+
+
 def test_clients_take_turns_by_the_steps_they_ask_for(world: World) -> None:
     names = dict[str, str]()
     for client, steps in [("a", 40)] * 4 + [("b", 20)] * 8:
@@ -316,6 +362,15 @@ def test_a_cancelled_job_costs_its_client_nothing(world: World) -> None:
     kept = world.submit(client="a").job_id
     first_two = {world.claim().id, world.claim().id}
     assert first_two == {rival[0], kept}
+
+
+def test_a_cancelled_urgent_job_costs_its_clients_others_nothing(world: World) -> None:
+    world.submit(client="a")
+    for job_id in [world.submit(client="a", priority=1).job_id for _ in range(5)]:
+        world.cancel(job_id)
+    world.submit(client="a")
+    rival = [world.submit(client="b").job_id for _ in range(4)]
+    assert len({world.claim().id for _ in range(4)}.intersection(rival)) == 2
 
 
 # --- results -------------------------------------------------------------------------------------

@@ -150,8 +150,9 @@ class Stores(RuleBasedStateMachine):
             return type(error), str(error)
 
     @rule(
-        target=jobs, app=apps, client=clients, limits=limits, priority=st.sampled_from([0, 0, 1]),
-        steps=st.sampled_from([1, 5, 20]), key=st.sampled_from([None, None, "k1", "k2"]),
+        target=jobs, app=apps, client=clients, limits=limits,
+        priority=st.sampled_from([0, 0, 1, -10, 10]), steps=st.sampled_from([1, 5, 20]),
+        key=st.sampled_from([None, None, "k1", "k2"]),
         digest=st.sampled_from(["x", "x", "y"]), queue_limit=st.sampled_from([3, 50]),
         attempts=st.sampled_from([1, 2, 3]), webhook=st.sampled_from([None, "https://r.example/"]),
         width=st.sampled_from([128, 128, 192]),

@@ -13,7 +13,7 @@ from sdserve.apps import AppSpec, AppStatus, ReplicaPresence
 from sdserve.errors import InvalidParameterError
 from sdserve.families import MAX_STEPS, SCHEDULERS, GenerationDefaults
 from sdserve.generation import ComputeMetrics, EncodedImage, GenerationParams, ImageFormat
-from sdserve.jobs import Job, JobFailure, JobStatus
+from sdserve.jobs import HIGHEST_PRIORITY, LOWEST_PRIORITY, Job, JobFailure, JobStatus
 from sdserve.webhook_targets import MAX_URL
 
 MAX_SEED = 2**32 - 1
@@ -43,7 +43,12 @@ class GenerateRequest(BaseModel):
     format: ImageFormat | None = Field(
         default=None, description="how images are encoded; base64 (the default) is PNG"
     )
-    priority: int = Field(default=0, ge=-10, le=10, description="higher runs sooner")
+    priority: int = Field(
+        default=0,
+        ge=LOWEST_PRIORITY,
+        le=HIGHEST_PRIORITY,
+        description="of your own jobs the higher run sooner",
+    )
     webhook: str | None = Field(
         default=None,
         max_length=MAX_URL,

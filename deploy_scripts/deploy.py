@@ -17,7 +17,7 @@ from ray.serve.schema import ApplicationStatus
 from deploy_scripts import cluster
 from deploy_scripts.builder import Surroundings, build_app, build_gateway
 from sdserve import __version__
-from sdserve.apps import GATEWAY, AppSpec, name_apps
+from sdserve.apps import GATEWAY, AppSpec, Precision, name_apps
 from sdserve.checkpoints import inspect_checkpoint
 from sdserve.errors import (
     AppNameCollisionError,
@@ -56,6 +56,7 @@ class Wishes:
     idle_timeout: timedelta = timedelta(minutes=5)
     queue_limit: int = 100
     slots: int | None = None
+    precision: Precision = Precision.AUTO
 
 
 class Deployer:
@@ -133,6 +134,7 @@ class Deployer:
                     max_replicas=wishes.max_replicas,
                     idle_timeout=wishes.idle_timeout,
                     queue_limit=wishes.queue_limit,
+                    precision=wishes.precision,
                     slots=wishes.slots or (GPU_SLOTS if gpus else 1),
                 )
             )

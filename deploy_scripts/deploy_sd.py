@@ -11,7 +11,7 @@ from deploy_scripts.api_keys import warn_without_key
 from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployed, Deployer, Wishes
 from deploy_scripts.table import print_table
-from sdserve.apps import AppSpec, AppStatus, app_name, name_apps
+from sdserve.apps import AppSpec, AppStatus, Precision, app_name, name_apps
 from sdserve.checkpoints import inspect_checkpoint, list_checkpoints
 from sdserve.errors import CheckpointError, CheckpointNotFoundError, StoreUnavailableError
 from sdserve.redis_server import find_redis
@@ -47,6 +47,7 @@ def _main(settings: Settings, arguments: Sequence[str] | None) -> int:
         idle_timeout=timedelta(seconds=options.idle_timeout),
         queue_limit=options.queue_limit,
         slots=options.slots,
+        precision=options.precision,
     )
     # A file that cannot be served is told before anything is started for it.
     name_apps([path.absolute() for path in files])
@@ -101,6 +102,10 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         "--slots", type=_count(1), metavar="N",
         help="jobs that a replica may denoise together, where it measures that this pays "
         "(default 8 on a GPU, 1 on a CPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", type=Precision, choices=list(Precision), default=Precision.AUTO,
+        help="numbers that the network computes with (default: half on a GPU, float32 on a CPU)",
     )  # fmt: skip
     parser.add_argument(
         "--idle-timeout", type=_number(1), default=300, metavar="SECONDS",

@@ -18,6 +18,15 @@ from sdserve.pace import Pace, Work
 GATEWAY = "gateway"  # the app at `/`
 
 
+class Precision(StrEnum):
+    """The numbers that a network computes with."""
+
+    AUTO = "auto"  # what suits the device and the file
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
 class AppState(StrEnum):
     """What an app can do for a request right now."""
 
@@ -42,6 +51,7 @@ class AppSpec:
     idle_timeout: timedelta = timedelta(minutes=5)
     queue_limit: int = 100  # jobs waiting; beyond it a request is refused with 503
     slots: int = 1  # jobs that one replica may denoise together, where that is measured to pay
+    precision: Precision = Precision.AUTO
     version: str = __version__  # of sdserve: an upgrade redeploys
 
     @property

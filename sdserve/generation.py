@@ -63,6 +63,7 @@ class ComputeMetrics:
     replica_cpu_percent: float  # of one core, over this job
     replica_memory_mb: float  # resident set, MiB
     replica_num_cpus: float
+    precision: str = ""  # of the network: "float32", "float16" or "bfloat16"
     replica_gpu_memory_allocated_mb: float | None = None  # torch's live tensors
     replica_gpu_memory_reserved_mb: float | None = None  # torch's pool
     replica_gpu_memory_total_mb: float | None = None  # the device, by NVML

@@ -15,6 +15,9 @@ from uuid import UUID
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.usage import Usage
 
+# A job's priority: of one client's jobs the higher go first; it moves none before another client's.
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -10, 10
+
 
 class JobStatus(StrEnum):
     """Where a job stands. The last three are final: no field of the job changes after them."""

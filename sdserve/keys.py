@@ -2,7 +2,7 @@
 
 PREFIX = "sd:"
 JOB = PREFIX + "job:"  # hash, one per job; no TTL until final
-QUEUE = PREFIX + "q:"  # zset per app: job id -> -priority * 1e12 + start by CLOCK
+QUEUE = PREFIX + "q:"  # zset per app: job id -> start by CLOCK - priority / 100
 LEASE = PREFIX + "lease:"  # zset per app: job id -> end of the lease, server milliseconds
 REPLICAS = PREFIX + "replicas:"  # hash per app: replica id -> presence JSON
 WAKE = PREFIX + "wake:"  # list per app, a BLPOP target: only a hint
@@ -14,8 +14,8 @@ RESULT = PREFIX + "res:"  # string `{job}:{fence}:{k}`: the bytes of image k
 LOAD = PREFIX + "load"  # hash: unfinished jobs (all, app:A, client:C), a client's queued jobs
 # (queued:C) and unfinished images (images:C), and bytes of results
 RESULTS = PREFIX + "results"  # zset: "bytes key" of every image kept -> stored, server milliseconds
-CLOCK = PREFIX + "clock:"  # hash per app: priority -> steps served (fair queueing)
-SHARES = PREFIX + "shares:"  # hash per app: priority:client -> where its next job starts
+CLOCK = PREFIX + "clock:"  # hash per app: steps served (fair queueing)
+SHARES = PREFIX + "shares:"  # hash per app: where a client's next job of a priority starts
 SHA256 = PREFIX + "sha256"  # hash: path, size and mtime of a file -> its SHA-256
 KEY = PREFIX + "key:"  # hash per API key: name, role, digest of the secret, times
 KEYS = PREFIX + "keys"  # zset: id of an API key -> created, server milliseconds
@@ -25,10 +25,12 @@ APPS = PREFIX + "apps"  # hash: app -> AppSpec JSON, the registry of what is dep
 BATCH = PREFIX + "batch:"  # hash per batch; `:in:{p}`, `:out:{p}`, `:res:{p}`, `:live` beside it
 BATCHES = PREFIX + "batches"  # zset: id -> created, of every batch that is kept
 OPEN_BATCHES = PREFIX + "batches:open"  # zset: the same of those that need feeding or packing
-HOOKS = PREFIX + "hooks"  # zset: webhook event -> when to look at it next, server milliseconds
+HOOKS = PREFIX + "hooks"  # zset: client -> when to look at its undelivered webhook events next;
+# `:of:{client}`: zset, event -> the same for it; server milliseconds
 HOOK = PREFIX + "hook:"  # hash per webhook event that is not delivered (outbox.py)
-DEAD_HOOKS = HOOKS + ":dead"  # zset: event that was given up -> when; 7 days
-HOOK_REST = PREFIX + "hook-rest:"  # hash per slow receiver: its failures, rests until
+DEAD_HOOKS = HOOKS + ":dead"  # zset: event that was given up -> when; 7 days; `:{client}`: its own
+HOOK_REST = PREFIX + "hook-rest:"  # hash per slow receiver of a client: its failures, rests until;
+# `of:{client}`: string, that the client rests until
 CHANNEL = PREFIX + "ev:"  # pub/sub per app: what changed (news.py)
 PREVIEW = PREFIX + "preview:"  # hash per running job that is watched: its picture so far
 USAGE = PREFIX + "use:"  # hash per day (since 1970, UTC): client|app|metric -> integer; 400 days

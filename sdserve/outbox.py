@@ -3,6 +3,9 @@
 The script step that ends a job puts its event here (common.lua), so none is missed. A sweep takes
 due events and asks for their delivery; whoever delivers begins a try and settles it. Each step
 leaves the event due again later, so whoever is lost in between loses nothing.
+
+Clients do not wait for each other's receivers: they take turns, and who has kept a worker waiting
+rests for as long.
 """
 
 import json
@@ -19,13 +22,14 @@ from sdserve.operations.wire import milliseconds, time_of
 SPAN = timedelta(days=1)  # from the event, or its replay, to the last try
 DEAD_TTL = timedelta(days=7)
 DEAD_LIMIT = 10_000  # events; the oldest go first
+DEAD_LIMIT_OF_CLIENT = 1_000
 REST = timedelta(seconds=10)  # of a receiver that hung once
 LONGEST_REST = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TakeHooks(Operation[list[str]]):
-    """Take due events to ask for their delivery; they are due again after `patience`."""
+    """Take due events, clients in turn, to ask for their delivery; due again after `patience`."""
 
     script: ClassVar[str] = "take_hooks"
     limit: int
@@ -65,7 +69,7 @@ class BeginHook(Operation[HookTry | None]):
 
     @property
     def keys(self) -> list[str]:
-        return [keys.HOOKS, keys.HOOK + self.event]
+        return [keys.HOOK + self.event]
 
     @property
     def arguments(self) -> list[Argument]:
@@ -113,17 +117,19 @@ class SettleHook(Operation[HookState]):
     delay: timedelta = timedelta(0)  # before the next try
     reason: str = ""  # why it is not delivered
     is_slow: bool = False  # the receiver hung: it rests before any other event is tried
+    rest: timedelta = timedelta(0)  # of the client, before any other event of it is tried
 
     @property
     def keys(self) -> list[str]:
-        return [keys.HOOKS, keys.HOOK + self.event, keys.DEAD_HOOKS]
+        return [keys.HOOK + self.event, keys.DEAD_HOOKS]
 
     @property
     def arguments(self) -> list[Argument]:
         return [
             self.event, self.number, self.outcome, milliseconds(self.delay), self.reason,
-            milliseconds(SPAN), milliseconds(DEAD_TTL), DEAD_LIMIT, keys.HOOK_REST,
-            milliseconds(REST) if self.is_slow else 0, milliseconds(LONGEST_REST), keys.HOOK,
+            milliseconds(SPAN), milliseconds(DEAD_TTL), DEAD_LIMIT, DEAD_LIMIT_OF_CLIENT,
+            keys.HOOK_REST, milliseconds(REST) if self.is_slow else 0,
+            milliseconds(LONGEST_REST), milliseconds(self.rest), keys.HOOK,
         ]  # fmt: skip
 
     def read(self, reply: Any) -> HookState:
@@ -181,7 +187,7 @@ class ReplayHook(Operation[bool]):
 
     @property
     def keys(self) -> list[str]:
-        return [keys.HOOKS, keys.HOOK + self.event, keys.DEAD_HOOKS]
+        return [keys.HOOK + self.event, keys.DEAD_HOOKS]
 
     @property
     def arguments(self) -> list[Argument]:

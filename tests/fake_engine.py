@@ -20,6 +20,10 @@ class FakeEngine(DiffusionEngine):
     def __init__(self, on_step: OnStep) -> None:
         self._on_step = on_step
 
+    @property
+    def precision(self) -> str:
+        return "float32"
+
     def begin(self, params: GenerationParams, image_index: int) -> Denoising:
         none = cast(Any, None)  # never looked at
         return Denoising(

@@ -107,7 +107,7 @@ class Assembly:
 
         Args:
             device: where the weights go.
-            dtype: of the weights; a VAE that overflows in half precision gets float32.
+            dtype: of the weights; a VAE that overflows in float16 gets float32, as in diffusers.
             on_percent: told how much has been read, also by other threads.
 
         Raises:
@@ -117,7 +117,8 @@ class Assembly:
         """
         read = _Reader(device, [self._network, self._vae, self._text], on_percent)
         configs = self._configs
-        vae_dtype = torch.float32 if configs["vae"].get("force_upcast") else dtype
+        is_upcast = dtype is torch.float16 and configs["vae"].get("force_upcast")
+        vae_dtype = torch.float32 if is_upcast else dtype
         network = self._network_of(read(self._network, dtype), dtype)
         with init_empty_weights(include_buffers=False):
             vae = _DIFFUSERS.AutoencoderKL.from_config(configs["vae"])

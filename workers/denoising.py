@@ -66,6 +66,11 @@ class Denoising:
 class Denoiser(Protocol):
     """The network of one architecture, with what its pipeline does around it."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        ...
+
     def condition(self, params: GenerationParams) -> Conditioning:
         """Encode the prompts and whatever else of a request steers the network."""
         ...

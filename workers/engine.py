@@ -43,6 +43,15 @@ class DiffusionEngine:
             else UNetDenoiser(pipeline, kind=kind, device=self._device)
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def precision(self) -> str:
+        """What the network computes with, e.g. "float32"."""
+        return str(self._denoiser.dtype).removeprefix("torch.")
+
     def begin(self, params: GenerationParams, image_index: int) -> Denoising:
         """Encode the prompts and draw the initial noise of image `image_index` of a request.
 

@@ -100,6 +100,7 @@ class Finisher:
         return ComputeMetrics(
             query_duration_seconds=run.queue_seconds + run.load_seconds + on_replica,
             replica_num_cpus=self._spec.num_cpus,
+            precision=run.precision,
             queue_seconds=run.queue_seconds,
             load_seconds=run.load_seconds,
             encode_seconds=seconds["encode"],

@@ -288,6 +288,7 @@ class Puller:
         return ready[: self._widths.together(ready[0].size, [run.rows for run in ready])]
 
     def _begin(self, engine: "DiffusionEngine", run: JobRun) -> None:
+        run.precision = engine.precision
         with self._stopwatch.section(lambda section: run.add("encode", section)):
             run.denoising = engine.begin(run.job.params, len(run.pictures))
         run.prompts_cached += run.denoising.conditioning.is_cached

@@ -25,6 +25,7 @@ class JobRun:
     job: ClaimedJob
     meter: Meter
     queue_seconds: float
+    precision: str = ""  # of the engine that draws it
     load_seconds: float
     denoising: "Denoising | None" = None  # the picture being drawn
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)  # each [H, W, 3]

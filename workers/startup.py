@@ -72,6 +72,7 @@ class Startup:
                 spec.checkpoint,
                 device=device,
                 threads=max(1, int(spec.num_cpus)),
+                precision=spec.precision,
                 on_phase=self._on_phase,
                 on_share=self._on_share,
             )

@@ -18,6 +18,10 @@ class TransformerDenoiser:
         self._pipeline = pipeline
         self._prompts = PromptEncoder(pipeline, device, prompt_2=None, prompt_3=None)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._pipeline.transformer.dtype
+
     def condition(self, params: GenerationParams) -> Conditioning:
         encoded = self._prompts.encode(
             params.prompt, params.negative_prompt, is_guided=params.guidance_scale > 1

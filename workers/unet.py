@@ -24,6 +24,10 @@ class UNetDenoiser:
         self._device = device
         self._prompts = PromptEncoder(pipeline, device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._pipeline.unet.dtype
+
     def condition(self, params: GenerationParams) -> Conditioning:
         is_guided = params.guidance_scale > 1 and not self._kind.embeds_guidance
         encoded = self._prompts.encode(params.prompt, params.negative_prompt, is_guided=is_guided)

@@ -49,8 +49,9 @@ def deliver(event: str) -> None:
         return
     started = time.monotonic()
     verdict = _try(attempt, settings)
-    took = time.monotonic() - started
+    took = timedelta(seconds=time.monotonic() - started)
     has_failed = verdict.outcome is not HookOutcome.DELIVERED
+    is_slow = took >= SLOW
     state = store.run(
         SettleHook(
             event=event,
@@ -58,7 +59,8 @@ def deliver(event: str) -> None:
             outcome=verdict.outcome,
             delay=verdict.delay,
             reason=verdict.reason,
-            is_slow=has_failed and took >= SLOW.total_seconds(),
+            is_slow=has_failed and is_slow,
+            rest=took if is_slow else timedelta(0),
         )
     )
     # Not the URL: its path or query may be a secret.

@@ -13,10 +13,10 @@ elseif status == 'queued' then
   redis.call('ZREM', queue, ARGV[1])
   redis.call('HSET', job, 'cancel', 1)
   -- What was not served is not charged.
-  local charged = redis.call('HMGET', job, 'share', 'cost')
-  if redis.call('HEXISTS', shares, charged[1]) == 1 then
-    redis.call('HINCRBY', shares, charged[1], -charged[2])
-  end
+  local _, priority, flow, steps = place_of(job)
+  local own = priority .. ':' .. flow
+  if redis.call('HEXISTS', shares, own) == 1 then redis.call('HINCRBY', shares, own, -steps) end
+  shift_lower(shares, flow, priority, -math.huge, -steps)
   end_job(job, ARGV[1], 'cancelled', server_ms(), ARGV[2], app, load, ARGV[3])
   tell_app(ARGV[3])
 end

@@ -8,31 +8,47 @@
 local queue, lease, clock, shares, load = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now = server_ms()
 local claimed = {}
+
+local function raise(hash, field, steps)
+  if steps > tonumber(redis.call('HGET', hash, field) or 0) then
+    redis.call('HSET', hash, field, steps)
+  end
+end
+
 while #claimed < tonumber(ARGV[3]) do
-  local next = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-  local id = next[1]
+  local id = redis.call('ZRANGE', queue, 0, 0)[1]
   if not id then break end
   local job = ARGV[1] .. id
-  local facts = redis.call('HMGET', job, 'request', 'created', 'client', 'status')
-  local is_queued = facts[4] == 'queued'
-  if is_queued and ARGV[6] ~= '' then
-    local asked = cjson.decode(facts[1])
-    if asked.width .. 'x' .. asked.height ~= ARGV[6] then break end
-  end
-  redis.call('ZREM', queue, id)
-  if is_queued then
-    local priority = 0 - math.floor(next[2] / 1e12)
-    local start = next[2] + priority * 1e12
-    if start > tonumber(redis.call('HGET', clock, priority) or 0) then
-      redis.call('HSET', clock, priority, start)
+  local facts = redis.call('HMGET', job, 'request', 'created', 'client', 'status', 'attempt')
+  if facts[4] ~= 'queued' then
+    redis.call('ZREM', queue, id)
+  else
+    local start, priority, flow, steps = place_of(job)
+    local earliest = end_of_flow(shares, flow, priority + 1)
+    if facts[5] == '0' and start < earliest then
+      -- His more urgent jobs came later and go before it: it makes room now, once for each time that
+      -- some came, behind those of its priority that did before.
+      local again = 'again:' .. priority .. ':' .. flow
+      start = math.max(earliest, tonumber(redis.call('HGET', shares, again) or 0))
+      redis.call('HSET', shares, again, start + steps)
+      redis.call('HSET', job, 'start', start)
+      redis.call('ZADD', queue, score_of(start, priority), id)
+    else
+      if ARGV[6] ~= '' then
+        local asked = cjson.decode(facts[1])
+        if asked.width .. 'x' .. asked.height ~= ARGV[6] then break end
+      end
+      redis.call('ZREM', queue, id)
+      raise(clock, 'steps', start)
+      raise(shares, 'served:' .. flow, start + steps)
+      local attempt = redis.call('HINCRBY', job, 'attempt', 1)
+      redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'told', now,
+        'step', 0, 'phase', 'starting')
+      redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)
+      tell(job, id, ARGV[5])
+      count(load, 'queued:' .. facts[3], -1)
+      claimed[#claimed + 1] = {id, attempt, facts[1], now - facts[2]}
     end
-    local attempt = redis.call('HINCRBY', job, 'attempt', 1)
-    redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'told', now,
-      'step', 0, 'phase', 'starting')
-    redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)
-    tell(job, id, ARGV[5])
-    count(load, 'queued:' .. facts[3], -1)
-    claimed[#claimed + 1] = {id, attempt, facts[1], now - facts[2]}
   end
 end
 if #claimed > 0 then tell_app(ARGV[5]) end

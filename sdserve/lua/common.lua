@@ -31,9 +31,58 @@ local function count_job(load, app, client, change, images)
   count(load, 'images:' .. client, change * images)
 end
 
--- The receiver of a webhook (scheme, host and port) as part of a key: hashed, for it is a client's text.
-local function receiver(url)
-  return redis.sha1hex(string.match(url, '^%w+://[^/?#]+'))
+-- A flow is what a client waits for in an app; the lines of its batches are another. `shares` keeps of
+-- it where the last of its claimed jobs ended (`served`), and for each priority where the next job
+-- would start. Answers the latest of these, of priorities from `priority`: nothing starts before.
+local function end_of_flow(shares, flow, priority)
+  local fields, last = {'served:' .. flow}, 0
+  for level = priority, HIGHEST do fields[#fields + 1] = level .. ':' .. flow end
+  for _, ends in ipairs(redis.call('HMGET', shares, unpack(fields))) do
+    last = math.max(last, tonumber(ends or 0))
+  end
+  return last
+end
+
+-- So many steps more (or fewer) before the flow's jobs of lower priorities, where there are some that
+-- start after `start`.
+local function shift_lower(shares, flow, priority, start, steps)
+  local fields = {}
+  for level = LOWEST, priority - 1 do fields[#fields + 1] = level .. ':' .. flow end
+  if #fields == 0 then return end
+  for i, ends in ipairs(redis.call('HMGET', shares, unpack(fields))) do
+    if ends and tonumber(ends) > start then
+      redis.call('HINCRBY', shares, fields[i], steps)
+    end
+  end
+end
+
+-- A job's place in its app's queue. Of jobs that start together the more urgent is first.
+local function score_of(start, priority)
+  return start - priority / 100
+end
+
+-- What a job's place is made of: where it starts, its priority, its flow, its steps.
+local function place_of(job)
+  local facts = redis.call('HMGET', job, 'start', 'priority', 'client', 'batch', 'work')
+  local flow = facts[3] .. (facts[4] and ':batch' or '')
+  return tonumber(facts[1]), tonumber(facts[2] or 0), flow, tonumber(facts[5]:match('^%d+'))
+end
+
+-- The undelivered webhook events of a client: HOOKS has the clients, so that each has its turn.
+local function hooks_of(client)
+  return HOOKS .. ':of:' .. client
+end
+
+-- Let the sweep look at an event of a client at this time.
+local function look_at_hook(client, event, at)
+  redis.call('ZADD', hooks_of(client), at, event)
+  redis.call('ZADD', HOOKS, 'LT', at, client)
+end
+
+-- The receiver of a client's webhook (scheme, host and port) as part of a key: hashed, for it is a
+-- client's text.
+local function receiver(client, url)
+  return redis.sha1hex(client .. ' ' .. string.match(url, '^%w+://[^/?#]+'))
 end
 
 -- Put an event into the outbox: `kind` (job, batch), its id, and how that ended. What the event tells
@@ -43,8 +92,8 @@ local function tell_webhook(kind, id, status, url, now, subject)
   local fields, told = redis.call('HGETALL', subject), {}
   for i = 1, #fields, 2 do told[fields[i]] = fields[i + 1] end
   redis.call('HSET', HOOK .. event, 'url', url, 'subject', cjson.encode(told), 'created', now,
-    'since', now, 'due', now, 'tries', 0, 'base', 0)
-  redis.call('ZADD', HOOKS, now, event)
+    'since', now, 'due', now, 'tries', 0, 'base', 0, 'client', told.client)
+  look_at_hook(told.client, event, now)
 end
 
 -- The keys of a batch beside its hash: what was uploaded, results, results of settled parts.
@@ -101,7 +150,7 @@ end
 -- error: {code, message} or nil.
 local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   local facts = redis.call('HMGET', job, 'app', 'client', 'webhook', 'batch', 'ttl', 'status',
-    'images')
+    'work')
   redis.call('HSET', job, 'status', status, 'ended', now)
   if error then
     local meta = cjson.encode({error = {code = error[1], message = error[2]}})
@@ -110,8 +159,7 @@ local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('HINCRBY', app, status, 1)
   if facts[6] == 'queued' then count(load, 'queued:' .. facts[2], -1) end
-  -- A job of before there was a count has no images.
-  count_job(load, facts[1], facts[2], -1, facts[7] or 0)
+  count_job(load, facts[1], facts[2], -1, string.match(facts[7], '%d+$'))
   bill(job, facts[1], facts[2], status, now)
   redis.call('DEL', PREVIEW .. id)
   tell(job, id, channel, 'ended')
@@ -123,7 +171,7 @@ end
 -- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no
 -- jobs any more. Answers the status it has then.
 local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
-  local held = redis.call('HMGET', job, 'score', 'cancel', 'client')
+  local held = redis.call('HMGET', job, 'start', 'cancel', 'client', 'priority')
   local broken = redis.call('HMGET', app, 'broken_code', 'broken')
   local status = held[2] and 'cancelled' or broken[2] and 'failed' or 'queued'
   if status ~= 'queued' then
@@ -133,7 +181,7 @@ local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
   end
   redis.call('HSET', job, 'status', 'queued', 'step', 0)
   redis.call('HDEL', job, 'owner', 'phase')
-  redis.call('ZADD', queue, held[1], id)
+  redis.call('ZADD', queue, score_of(held[1], held[4] or 0), id)
   count(load, 'queued:' .. held[3], 1)
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)

@@ -13,7 +13,7 @@
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local index, app_index, wake, app, load = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local results, clock, shares, mine = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
-local id, digest, priority, client = ARGV[1], ARGV[5], ARGV[7], ARGV[9]
+local id, digest, priority, client = ARGV[1], ARGV[5], tonumber(ARGV[7]), ARGV[9]
 local images = tonumber(ARGV[23])
 
 if idem ~= '' then
@@ -71,21 +71,23 @@ for _, text in ipairs(redis.call('HVALS', replicas)) do
 end
 local busy = waiting + redis.call('ZCARD', lease)
 
--- Start-time fair queueing (Goyal, Vin, Cheng 1996) within a priority: a job starts, on a clock
--- that counts served steps, where its client's last one ended or now, whichever is later. So
--- whoever asks for the first time is next, however many jobs of others wait. The score is kept: a
--- job that is handed back goes back to its own place.
--- A client's batches have a share beside his own: they do not delay what he waits for.
-local share = priority .. ':' .. client .. (batch and ':batch' or '')
-local start = math.max(tonumber(redis.call('HGET', clock, priority) or 0),
-  tonumber(redis.call('HGET', shares, share) or 0))
-redis.call('HSET', shares, share, start + ARGV[10])
-local score = -tonumber(priority) * 1e12 + start
+-- Start-time fair queueing (Goyal, Vin, Cheng 1996): a job starts, on a clock that counts served
+-- steps, where its client's last one ended or now, whichever is later. So whoever asks for the first
+-- time is next, however many jobs of others wait, at any priority: that orders the jobs of one
+-- client. An urgent one starts where his last one of its priority ends; those of lower priorities
+-- make room when their turn comes (claim.lua). The place is kept: a job that is handed back goes
+-- back to it. A client's batches have a share beside his own: they do not delay what he waits for.
+local flow = client .. (batch and ':batch' or '')
+local start = math.max(tonumber(redis.call('HGET', clock, 'steps') or 0),
+  end_of_flow(shares, flow, priority))
+redis.call('HSET', shares, priority .. ':' .. flow, start + ARGV[10])
+shift_lower(shares, flow, priority, start, ARGV[10])
 redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
   'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
-  'score', score, 'share', share, 'cost', ARGV[10], 'images', images, 'work', ARGV[27])
+  'start', start, 'work', ARGV[27])
+if priority ~= 0 then redis.call('HSET', job, 'priority', priority) end
 if ARGV[18] ~= '' then redis.call('HSET', job, 'webhook', ARGV[18]) end
-redis.call('ZADD', queue, score, id)
+redis.call('ZADD', queue, score_of(start, priority), id)
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', app_index, now, id)
 redis.call('ZADD', mine, now, id)

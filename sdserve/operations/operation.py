@@ -5,14 +5,17 @@ from importlib.resources import files
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sdserve import keys
+from sdserve.jobs import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
-# The keys that common.lua makes itself, by the names it has for them.
-_KEYS_OF_COMMON = {
+# What common.lua takes from here, by the names it has for it: keys that it makes itself, bounds.
+_NAMES_OF_COMMON: dict[str, str | int] = {
     "USAGE": keys.USAGE,
     "PREVIEW": keys.PREVIEW,
     "HOOKS": keys.HOOKS,
     "HOOK": keys.HOOK,
     "BATCH": keys.BATCH,
+    "LOWEST": LOWEST_PRIORITY,
+    "HIGHEST": HIGHEST_PRIORITY,
 }
 
 Reply = TypeVar("Reply")
@@ -39,7 +42,7 @@ class Operation(Generic[Reply]):
 @cache
 def script_text(name: str) -> str:
     """The script, with what all scripts share after its first line, which names its flags."""
-    names = "".join(f"local {name} = '{key}'\n" for name, key in _KEYS_OF_COMMON.items())
+    names = "".join(f"local {name} = {value!r}\n" for name, value in _NAMES_OF_COMMON.items())
     folder = files("sdserve").joinpath("lua")
     flags, body = folder.joinpath(f"{name}.lua").read_text().split("\n", 1)
     return f"{flags}\n{names}{folder.joinpath('common.lua').read_text()}{body}"

@@ -1,13 +1,16 @@
 """The outbox of webhooks in memory: what its scripts do, said once more in Python."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 from urllib.parse import urlsplit
 
 from sdserve.outbox import (
     DEAD_LIMIT,
+    DEAD_LIMIT_OF_CLIENT,
     DEAD_TTL,
     LONGEST_REST,
     REST,
@@ -38,9 +41,14 @@ class _Event:
     error: str | None = None
 
     @property
+    def client(self) -> str:
+        return self.subject["client"]
+
+    @property
     def receiver(self) -> str:
+        """Of this client: another's rests by itself."""
         parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}"
+        return f"{self.client} {parts.scheme}://{parts.netloc}"
 
 
 class MemoryOutbox:
@@ -50,6 +58,8 @@ class MemoryOutbox:
         self._waiting: dict[str, _Event] = {}
         self._dead: dict[str, tuple[_Event, float]] = {}  # event -> when it was given up
         self._rests: dict[str, tuple[int, float]] = {}  # receiver -> failures, until
+        self._client_rests: dict[str, float] = {}  # client -> until
+        self._turns: dict[str, tuple[float, int]] = {}  # client -> its last turn, and how many'th
         self.operations: dict[str, Callable[[Any, float], Any]] = {
             "take_hooks": self._take,
             "begin_hook": self._begin,
@@ -68,16 +78,34 @@ class MemoryOutbox:
         )
 
     def _take(self, op: TakeHooks, now: float) -> list[str]:
-        due = [event for event in self._in_order() if self._waiting[event].look <= now][: op.limit]
-        for event in due:
+        due = defaultdict[str, list[str]](list)
+        for event in self._in_order():
+            if self._waiting[event].look <= now:
+                due[self._waiting[event].client].append(event)
+        clients = sorted(
+            due,
+            key=lambda client: (
+                max(self._turn(client)[0], self._waiting[due[client][0]].look),
+                self._turn(client)[1],
+            ),
+        )[: op.limit]  # fmt: skip
+        turns = zip_longest(*(due[client] for client in clients))
+        taken = [event for turn in turns for event in turn if event is not None][: op.limit]
+        for event in taken:
             self._waiting[event].look = now + op.patience.total_seconds()
-        return due
+        number = 1 + max((each for _, each in self._turns.values()), default=0)
+        self._turns.update(dict.fromkeys(clients, (now, number)))
+        return taken
+
+    def _turn(self, client: str) -> tuple[float, int]:
+        return self._turns.get(client, (0.0, 0))
 
     def _begin(self, op: BeginHook, now: float) -> HookTry | None:
         held = self._waiting.get(op.event)
         if held is None or held.busy > now or held.due > now:
             return None
         _, rests = self._rests.get(held.receiver, (0, 0.0))
+        rests = max(rests, self._client_rests.get(held.client, 0.0))
         if rests > now:
             held.look = rests
             return None
@@ -97,6 +125,8 @@ class MemoryOutbox:
         held = self._waiting.get(op.event) or self._dead.get(op.event, (None, 0.0))[0]
         if held is None:
             return HookState.LATE
+        if op.rest:
+            self._client_rests[held.client] = now + op.rest.total_seconds()
         self._note_rest(held.receiver, now, is_slow=op.is_slow)
         if op.outcome is HookOutcome.DELIVERED:
             self._waiting.pop(op.event, None)
@@ -111,10 +141,10 @@ class MemoryOutbox:
             return HookState.WAITING
         del self._waiting[op.event]
         self._dead[op.event] = (held, now)
-        for old in sorted(self._dead, key=lambda event: (self._dead[event][1], event))[
-            :-DEAD_LIMIT
-        ]:
-            del self._dead[old]
+        own = {name: dead for name, dead in self._dead.items() if dead[0].client == held.client}
+        for some, limit in ((own, DEAD_LIMIT_OF_CLIENT), (self._dead, DEAD_LIMIT)):
+            for old in sorted(some, key=lambda event: (some[event][1], event))[:-limit]:
+                del self._dead[old]
         return HookState.DEAD
 
     def _view(self, op: ViewHooks, now: float) -> list[HookView]:
@@ -144,6 +174,7 @@ class MemoryOutbox:
         held.since = held.due = held.look = now
         held.base = held.tries
         self._rests.pop(held.receiver, None)
+        self._client_rests.pop(held.client, None)
         self._waiting[op.event] = held
         return True
 

@@ -66,7 +66,6 @@ from sdserve.usage import ALL_APPS, DAY_MS, Usage, field_name
 
 Reply = TypeVar("Reply")
 
-PRIORITY = 1e12  # apart are the scores of two priorities
 UNCLAIMED_RESULT_TTL = timedelta(minutes=5)
 NOTHING = Usage()
 
@@ -75,7 +74,7 @@ NOTHING = Usage()
 class _Record:
     submit: Submit
     created: float
-    score: float
+    start: float  # of its place in the queue, on the app's clock
     max_attempts: int
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 0
@@ -95,8 +94,30 @@ class _Record:
     usage: Usage | None = None  # once it has ended
 
     @property
-    def share(self) -> tuple[int, str, bool]:
-        return _share(self.submit)
+    def score(self) -> float:
+        return self.start - self.submit.priority / 100
+
+    @property
+    def steps(self) -> int:
+        return self.submit.params.total_steps
+
+
+@dataclass(kw_only=True)
+class _Flow:
+    """What a client waits for in an app, or the lines of its batches there."""
+
+    served: float = 0  # where the last of its claimed jobs ended
+    ends: dict[int, float] = field(default_factory=dict[int, float])  # priority -> next start
+    again: dict[int, float] = field(default_factory=dict[int, float])  # of those that made room
+
+    def end(self, priority: int) -> float:
+        """Nothing of this priority or a higher one starts before."""
+        return max(self.served, *(end for level, end in self.ends.items() if level >= priority), 0)
+
+    def shift_lower(self, priority: int, start: float, steps: int) -> None:
+        for level, end in self.ends.items():
+            if level < priority and end > start:
+                self.ends[level] = end + steps
 
 
 @dataclass(kw_only=True)
@@ -104,8 +125,8 @@ class _App:
     queue: dict[str, float] = field(default_factory=dict)  # job id -> score
     leases: dict[str, float] = field(default_factory=dict)  # job id -> end
     replicas: dict[str, tuple[ReplicaPresence, float, float]] = field(default_factory=dict)
-    clock: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
-    shares: dict[tuple[int, str, bool], float] = field(default_factory=dict)
+    clock: float = 0  # steps served
+    flows: defaultdict[tuple[str, bool], _Flow] = field(default_factory=lambda: defaultdict(_Flow))
     broken: JobFailure | None = None
     pace: Pace = field(default_factory=Pace)
     load: LoadPace | None = None
@@ -194,14 +215,13 @@ class InMemoryJobStore:
         ready = [each for each in app.live(now) if each.state is not AppState.LOADING]
         slots = sum(each.slots for each in ready)
         busy = len(app.queue) + len(app.leases)
-        share = _share(op)
-        start = max(app.clock[op.priority], app.shares.get(share, 0))
-        app.shares[share] = start + op.params.total_steps
-        score = -op.priority * PRIORITY + start
-        self._jobs[op.job_id] = _Record(
-            submit=op, created=now, score=score, max_attempts=op.max_attempts
-        )
-        app.queue[op.job_id] = score
+        flow = app.flows[_flow(op)]
+        start = max(app.clock, flow.end(op.priority))
+        flow.ends[op.priority] = start + op.params.total_steps
+        flow.shift_lower(op.priority, start, op.params.total_steps)
+        record = _Record(submit=op, created=now, start=start, max_attempts=op.max_attempts)
+        self._jobs[op.job_id] = record
+        app.queue[op.job_id] = record.score
         self._index[op.job_id] = IndexEntry(created=now, client=op.client, app=op.app)
         self._count(op, 1)
         self._count_one("queued:" + op.client, 1)
@@ -256,15 +276,18 @@ class InMemoryJobStore:
     def _claim(self, op: Claim, now: float) -> list[ClaimedJob]:
         app = self._apps[op.app]
         claimed = list[ClaimedJob]()
-        for job_id in app.in_order()[: op.count]:
+        while app.queue and len(claimed) < op.count:
+            job_id = min(app.queue, key=lambda each: (app.queue[each], each))
             record = self._jobs[job_id]
+            if self._makes_room(app, record):
+                continue
             asked = record.submit.params
             if op.size and op.size != (asked.width, asked.height):
                 break
             del app.queue[job_id]
-            priority = record.submit.priority
-            start = record.score + priority * PRIORITY
-            app.clock[priority] = max(app.clock[priority], start)
+            app.clock = max(app.clock, record.start)
+            flow = app.flows[_flow(record.submit)]
+            flow.served = max(flow.served, record.start + record.steps)
             record.attempt += 1
             record.status, record.owner, record.started = JobStatus.RUNNING, op.replica, now
             record.told = now
@@ -281,8 +304,19 @@ class InMemoryJobStore:
                 )
             )
         if not app.queue:
-            app.shares.clear()
+            app.flows.clear()
         return claimed
+
+    def _makes_room(self, app: _App, record: _Record) -> bool:
+        """Put the next job back if more urgent ones of its client go before. Answers whether."""
+        flow, priority = app.flows[_flow(record.submit)], record.submit.priority
+        earliest = flow.end(priority + 1)
+        if record.attempt or record.start >= earliest:
+            return False
+        record.start = max(earliest, flow.again.get(priority, 0))
+        flow.again[priority] = record.start + record.steps
+        app.queue[record.submit.job_id] = record.score
+        return True
 
     def _beat(self, op: Beat, now: float) -> list[Pulse]:
         app = self._apps[op.app]
@@ -376,8 +410,11 @@ class InMemoryJobStore:
         if found is JobStatus.QUEUED:
             app = self._apps[op.app]
             del app.queue[op.job_id]
-            if record.share in app.shares:  # what was not served is not charged
-                app.shares[record.share] -= record.submit.params.total_steps
+            # What was not served is not charged.
+            flow, priority = app.flows[_flow(record.submit)], record.submit.priority
+            if priority in flow.ends:
+                flow.ends[priority] -= record.steps
+            flow.shift_lower(priority, -math.inf, -record.steps)
             self._end(record, JobStatus.CANCELLED, now, op.job_ttl)
         return found
 
@@ -392,7 +429,7 @@ class InMemoryJobStore:
             del app.queue[job_id]
             self._jobs[job_id].error = op.failure
             self._end(self._jobs[job_id], JobStatus.FAILED, now, op.job_ttl)
-        app.shares.clear()
+        app.flows.clear()
         return len(ids)
 
     def _view_app(self, op: ViewApp, now: float) -> AppStatus:
@@ -722,8 +759,8 @@ class InMemoryJobStore:
             return len(gone)
 
 
-def _share(op: Submit) -> tuple[int, str, bool]:
-    return op.priority, op.client, op.place is not None
+def _flow(op: Submit) -> tuple[str, bool]:
+    return op.client, op.place is not None
 
 
 def _meta(record: _Record) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from sdserve.apps import Precision
 from sdserve.checkpoints import inspect_checkpoint
 from sdserve.errors import CheckpointError, OutOfMemoryError, UnsupportedCheckpointError
 from sdserve.families import SCHEDULERS, Family, Kind, defaults_of
@@ -50,9 +51,13 @@ def plain(path: Path) -> Any:
     return load_plainly(path)
 
 
-def load(path: Path, on_phase: Callable[[str], None] = lambda _: None) -> DiffusionEngine:
+def load(
+    path: Path,
+    on_phase: Callable[[str], None] = lambda _: None,
+    precision: Precision = Precision.AUTO,
+) -> DiffusionEngine:
     checkpoint, _ = inspect_checkpoint(path)
-    return load_engine(checkpoint, device="cpu", threads=1, on_phase=on_phase)
+    return load_engine(checkpoint, device="cpu", threads=1, precision=precision, on_phase=on_phase)
 
 
 def denoise(engine: DiffusionEngine, asked: GenerationParams, image_index: int = 0) -> Denoising:
@@ -341,6 +346,25 @@ def test_embeddings_that_are_kept_have_a_bound_in_bytes(path: Path) -> None:
     prompts.forget()
     assert not any(is_kept(prompt) for prompt in "acb")
     assert is_kept("a")
-    assert (
-        not PromptEncoder(pipeline, device, cache_bytes=0).encode("a", "", is_guided=True).is_cached
-    )
+    none = PromptEncoder(pipeline, device, cache_bytes=0)
+    assert not any(none.encode("a", "", is_guided=True).is_cached for _ in range(3))
+
+
+@pytest.mark.parametrize("scheduler", defaults_of(Kind(family=Family.SD1)).schedulers)
+def test_in_bfloat16_it_is_plain_diffusers_in_bfloat16_and_nearly_the_picture_of_float32(
+    path: Path, engine: DiffusionEngine, brief: tuple[DiffusionEngine, Any], scheduler: str
+) -> None:
+    asked = params_for(path, scheduler=scheduler, num_inference_steps=6)
+    ours, plain = brief
+    drawn = draw(ours, asked)
+    assert (drawn == draw_plainly(plain, asked)).all()
+    error = np.square(drawn.astype(float) - draw(engine, asked)).mean()
+    assert 10 * np.log10(255**2 / error) > 30
+
+
+@pytest.fixture(scope="module")
+def brief(path: Path) -> tuple[DiffusionEngine, Any]:
+    """Ours and plain diffusers in bfloat16."""
+    engine = load(path, precision=Precision.BFLOAT16)
+    assert engine.precision == "bfloat16"
+    return engine, load_plainly(path, torch.bfloat16)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from sdserve import keys
+from sdserve import keys, outbox
 from sdserve.apps import AppState, LoadPace, LoadProgress
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
@@ -24,11 +24,13 @@ from sdserve.operations import (
     ViewPlaces,
     job_of,
 )
-from sdserve.outbox import HookOutcome, HookState, HookTry, ReplayHook
+from sdserve.outbox import HookOutcome, HookState, HookTry, ReplayHook, TakeHooks
 from sdserve.pace import Measured, Pace, Work
+from sdserve.testing import memory_outbox
 from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
 from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -277,6 +279,52 @@ def test_a_long_queue_of_one_client_does_not_delay_anothers_first_job(world: Wor
     assert [first, world.claim().id] == [many[0], other.job_id]
 
 
+def test_no_priority_of_one_client_delays_anothers_first_job(world: World) -> None:
+    limits = {"client": "a", "queue_limit": 2000}
+    for number in range(300):
+        world.submit(priority=number % 21 - 10, **limits)
+    for _ in range(3):
+        world.claim()
+    other = world.submit(client="b", priority=-10, queue_limit=2000).job_id
+    # Beside what runs, one that was next already may go before.
+    assert other in (world.claim().id, world.claim().id)
+
+
+def test_clients_take_turns_whatever_priorities_they_use(world: World) -> None:
+    urgent = {world.submit(client="a", priority=n % 21 - 10).job_id for n in range(42)}
+    plain = [world.submit(client="b").job_id for _ in range(20)]
+    first = [world.claim().id for _ in range(20)]
+    assert 9 <= len(urgent.intersection(first)) <= 11
+    assert [job_id for job_id in first if job_id in plain] == plain[: 20 - len(urgent & {*first})]
+
+
+def test_what_becomes_urgent_goes_first_among_its_clients_jobs(world: World) -> None:
+    plain = [world.submit(client="a").job_id for _ in range(5)]
+    ran = world.claim().id
+    later = [world.submit(client="a", priority=1).job_id for _ in range(3)]
+    last = world.submit(client="a").job_id
+    order = [world.claim().id for _ in range(8)]
+    assert [ran, *order] == [plain[0], *later, *plain[1:], last]
+
+
+def test_urgent_work_is_paid_by_what_its_client_has_waiting(world: World) -> None:
+    mine = [world.submit(client="a").job_id for _ in range(10)]
+    for _ in range(10):
+        world.submit(client="b")
+    mine += [world.submit(client="a", priority=5).job_id for _ in range(5)]
+    first = [world.claim().id for _ in range(10)]
+    assert 4 <= len(set(mine) & {*first}) <= 6
+
+
+def test_a_job_that_is_handed_back_keeps_its_place_before_urgent_ones(world: World) -> None:
+    world.submit()
+    world.submit()
+    job = world.claim()
+    world.submit(priority=5)
+    world.release(job)
+    assert world.claim().id == job.id
+
+
 def test_clients_take_turns_by_the_steps_they_ask_for(world: World) -> None:
     names = dict[str, str]()
     for client, steps in [("a", 40)] * 4 + [("b", 20)] * 8:
@@ -314,6 +362,15 @@ def test_a_cancelled_job_costs_its_client_nothing(world: World) -> None:
     kept = world.submit(client="a").job_id
     first_two = {world.claim().id, world.claim().id}
     assert first_two == {rival[0], kept}
+
+
+def test_a_cancelled_urgent_job_costs_its_clients_others_nothing(world: World) -> None:
+    world.submit(client="a")
+    for job_id in [world.submit(client="a", priority=1).job_id for _ in range(5)]:
+        world.cancel(job_id)
+    world.submit(client="a")
+    rival = [world.submit(client="b").job_id for _ in range(4)]
+    assert len({world.claim().id for _ in range(4)}.intersection(rival)) == 2
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -764,15 +821,15 @@ OTHER_URL = "https://other.example/hook"
 HOUR = timedelta(hours=1)
 
 
-def ended_job(world: World, url: str = URL) -> str:
+def ended_job(world: World, url: str = URL, client: str = "") -> str:
     """The event of a job that has just ended."""
-    job_id = world.submit(webhook=url).job_id
+    job_id = world.submit(webhook=url, client=client).job_id
     world.cancel(job_id)
     return f"job_{job_id}_cancelled"
 
 
-def begun(world: World, url: str = URL) -> HookTry:
-    attempt = world.begin(ended_job(world, url))
+def begun(world: World, url: str = URL, client: str = "") -> HookTry:
+    attempt = world.begin(ended_job(world, url, client))
     assert attempt is not None
     return attempt
 
@@ -923,6 +980,66 @@ def test_a_receiver_that_answers_rests_no_more(world: World) -> None:
     world.settle(slow, HookOutcome.RETRY, delay=RUN_OUT, is_slow=True)
     world.settle(quick, HookOutcome.DELIVERED)
     assert world.begin(ended_job(world)) is not None
+
+
+def test_clients_take_turns_however_many_events_one_has(world: World) -> None:
+    many = [ended_job(world, client="bob") for _ in range(5)]
+    few = [ended_job(world, client="ann") for _ in range(2)]
+
+    def take(limit: int) -> list[str]:
+        return world.run(TakeHooks(limit=limit, patience=HOUR))
+
+    first, second = take(1)[0], take(1)[0]
+    assert (first in many) != (second in many)
+    both = take(2)
+    assert (len(set(both) & set(many)), len(set(both) & set(few))) == (1, 1)
+    assert set(take(100)) == set(many) - {first, second, *both}
+    assert take(100) == []
+
+
+def test_who_took_long_rests_and_other_clients_do_not(world: World) -> None:
+    slow = begun(world, client="ann")
+    mine, his = ended_job(world, OTHER_URL, "ann"), ended_job(world, OTHER_URL, "bob")
+    world.settle(slow, HookOutcome.DELIVERED, rest=HOUR)
+    assert world.begin(mine) is None
+    assert world.take() == [his]
+    assert world.begin(his) is not None
+    assert world.run(ReplayHook(event=mine)) is True
+    assert world.begin(mine) is not None
+
+
+def test_a_rest_ends(world: World) -> None:
+    slow = begun(world, client="ann")
+    world.settle(slow, HookOutcome.DELIVERED, rest=timedelta(milliseconds=1))
+    event = ended_job(world, client="ann")
+    until(lambda: world.begin(event) is not None)
+
+
+def test_a_receiver_rests_for_one_client_and_not_for_another(world: World) -> None:
+    world.settle(begun(world, client="ann"), HookOutcome.RETRY, delay=RUN_OUT, is_slow=True)
+    assert world.begin(ended_job(world, client="ann")) is None
+    assert world.begin(ended_job(world, client="bob")) is not None
+
+
+def test_what_one_client_loses_pushes_out_no_other(world: World) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (outbox, memory_outbox):
+            patch.setattr(module, "DEAD_LIMIT_OF_CLIENT", 2)
+            patch.setattr(module, "DEAD_LIMIT", 4)
+        given_up = list[HookTry]()
+        for client in ("ann", "bob", "bob", "bob", "bob", "eve", "eve"):
+            given_up.append(begun(world, client=client))
+            assert world.settle(given_up[-1], HookOutcome.DEAD) is HookState.DEAD
+    # Of bob's the newest two; and of all the newest four.
+    kept = {attempt.event for attempt in given_up[3:]}
+    assert {view.event for view in world.hooks(dead=True)} == kept
+    assert world.run(ReplayHook(event=given_up[0].event)) is False
+    # What is replayed makes room.
+    assert world.run(ReplayHook(event=given_up[3].event)) is True
+    again = world.begin(given_up[3].event)
+    assert again is not None
+    assert world.settle(again, HookOutcome.DELIVERED) is HookState.DELIVERED
+    assert len(world.hooks(dead=True)) == 3
 
 
 # --- watching ------------------------------------------------------------------------------------

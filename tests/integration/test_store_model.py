@@ -39,6 +39,7 @@ from sdserve.batches import (
     BatchPlace,
     LineState,
     Part,
+    dump_lines,
     line_job_id,
     pack_lines,
     pack_records,
@@ -150,8 +151,9 @@ class Stores(RuleBasedStateMachine):
             return type(error), str(error)
 
     @rule(
-        target=jobs, app=apps, client=clients, limits=limits, priority=st.sampled_from([0, 0, 1]),
-        steps=st.sampled_from([1, 5, 20]), key=st.sampled_from([None, None, "k1", "k2"]),
+        target=jobs, app=apps, client=clients, limits=limits,
+        priority=st.sampled_from([0, 0, 1, -10, 10]), steps=st.sampled_from([1, 5, 20]),
+        key=st.sampled_from([None, None, "k1", "k2"]),
         digest=st.sampled_from(["x", "x", "y"]), queue_limit=st.sampled_from([3, 50]),
         attempts=st.sampled_from([1, 2, 3]), webhook=st.sampled_from([None, "https://r.example/"]),
         width=st.sampled_from([128, 128, 192]),
@@ -188,7 +190,7 @@ class Stores(RuleBasedStateMachine):
         )  # fmt: skip
         for number, part in enumerate(parts_of(accepted)):
             if is_whole or number:
-                data = pack_lines(part)
+                data = pack_lines(dump_lines(part))
                 self.both(PutPart(batch_id=operation.batch_id, part=number, data=data))
         created = self.both(operation)
         if created.admission is not BatchAdmission.CREATED:
@@ -350,11 +352,16 @@ class Stores(RuleBasedStateMachine):
         begun = self.both(BeginHook(event=event, busy=busy))
         return multiple() if begun is None else begun
 
-    @rule(of=tries, outcome=st.sampled_from(HookOutcome), delay=SPANS)
-    def settles_hook(self, of: HookTry, outcome: HookOutcome, delay: timedelta) -> None:
+    @rule(of=tries, outcome=st.sampled_from(HookOutcome), delay=SPANS, rest=SPANS)
+    def settles_hook(
+        self, of: HookTry, outcome: HookOutcome, delay: timedelta, rest: timedelta
+    ) -> None:
         self.both(
-            SettleHook(event=of.event, number=of.number, outcome=outcome, delay=delay, reason="no")
-        )
+            SettleHook(
+                event=of.event, number=of.number, outcome=outcome, delay=delay, reason="no",
+                rest=rest,
+            )
+        )  # fmt: skip
 
     @rule(event=events)
     def replays_hook(self, event: str) -> None:

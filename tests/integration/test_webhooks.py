@@ -8,7 +8,7 @@ import threading
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,27 @@ def test_a_keys_webhooks_are_signed_with_its_own_secret(redis: Redis, redis_url:
             if request.event.startswith(kind)
         ]
         assert sorted(signed) == [[""], ["ann"], ["bob"]]
+
+
+def test_a_key_whose_receivers_hang_holds_up_no_other(redis: Redis, redis_url: str) -> None:
+    gone = threading.Event()
+
+    def hang(_request: Received, _exchange: Exchange) -> None:
+        gone.wait(60)
+
+    world = world_of(redis)
+    with ExitStack() as stack:
+        friends = stack.enter_context(Receiver())
+        hanging = [stack.enter_context(Receiver(hang)) for _ in range(6)]
+        stack.callback(gone.set)
+        for receiver in hanging:
+            world.cancel(world.submit(webhook=receiver.url, client="ann").job_id)
+        for _ in range(6):
+            world.cancel(world.submit(webhook=friends.url, client="bob").job_id)
+        with delivering(redis_url):
+            until(lambda: len(events(friends)) == 6)
+            tried = sum(len(receiver.received) for receiver in hanging)
+    assert tried <= 2  # ten seconds each; all of ann's would have been a minute
 
 
 def test_the_body_is_the_job_without_its_pictures(redis: Redis) -> None:

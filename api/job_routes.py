@@ -186,8 +186,7 @@ class JobRoutes:
 
     async def image(self, job_id: JobId, number: ImageNumber, caller: KnownCaller) -> Response:
         """The bytes of one image, counted from 0."""
-        await self._own(job_id, caller)
-        picture = await self._edge.image(job_id, number)
+        picture = await self._edge.image(await self._own(job_id, caller), number)
         # A result never changes, so its name is its version.
         headers = {
             "ETag": f'"{job_id}-{number}"',

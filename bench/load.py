@@ -3,10 +3,10 @@
     python -m bench.load --folder /tmp/bench-load [--kinds sd1 sdxl] [--rounds 2]
 
 Every figure is from a fresh Python process that loads a full-size file with random weights and
-draws one small picture (256 px, one step): plain diffusers (`import`, `from_single_file`, first
-image), ours as a replica starts (reading beside importing), and ours with the imports done before
-the clock starts, which is the load phase alone; the last also in bfloat16. Interleaved within a
-round, each with a cold and a warm page cache. Prints Markdown.
+draws one picture (256 px, one step, unless told): plain diffusers (`import`, `from_single_file`,
+first image), ours as a replica starts (reading beside importing), and ours with the imports done
+before the clock starts, which is the load phase alone; the last also in bfloat16. Interleaved
+within a round, each with a cold and a warm page cache. Prints Markdown.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,42 +28,57 @@ from tools.make_checkpoint import make_checkpoint
 
 WAYS = ("plain", "ours", "ours, imports done", "ours, bfloat16, imports done")
 TOUCH = "touch"
-SIZE = 256  # pixels of the first image
+GUIDANCE = 1.0  # of the first image: none, one row
 PIECE = 4 << 20  # numbers in one of the tensors that touch memory
 CHUNK = 4 << 20
 Row = dict[str, float]
 
 
-def measure(way: str, path: Path, threads: int) -> Row:
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all ways of one comparison share."""
+
+    device: str = "cpu"
+    precision: str = "float32"  # but of the way that has its own
+    threads: int = 1
+    side: int = 256  # pixels of the first image
+    steps: int = 1  # of the first image
+
+
+def measure(way: str, path: Path, setting: Setting) -> Row:
     """Load and draw in this process, and tell the seconds of each part."""
     if way == TOUCH:
-        return _touch(path, threads)
+        return _touch(path, setting.threads)
     begin = time.perf_counter()
-    row = _plain(path, threads) if way == "plain" else _ours(path, threads, way)
+    row = _plain(path, setting) if way == "plain" else _ours(path, setting, way)
     begin += row.get("imports before", 0.0)
     row["total"] = time.perf_counter() - begin
     row["peak RSS MB"] = _peak_rss()
     return row
 
 
-def _plain(path: Path, threads: int) -> Row:
+def _plain(path: Path, setting: Setting) -> Row:
     clock = _Clock()
     import torch
 
     from tools.plain_pipeline import load_plainly
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(setting.threads)
     row: Row = {"imports": clock.lap()}
-    pipeline = load_plainly(path)
+    pipeline = load_plainly(path, getattr(torch, setting.precision)).to(setting.device)
     row["load"] = row["build"] = clock.lap()
     pipeline(
-        prompt="a red circle", num_inference_steps=1, guidance_scale=1.0, width=SIZE, height=SIZE
+        prompt="a red circle",
+        num_inference_steps=setting.steps,
+        guidance_scale=GUIDANCE,
+        width=setting.side,
+        height=setting.side,
     )
     row["first image"] = clock.lap()
     return row
 
 
-def _ours(path: Path, threads: int, way: str) -> Row:
+def _ours(path: Path, setting: Setting, way: str) -> Row:
     from sdserve.apps import Precision
     from sdserve.checkpoints import inspect_checkpoint
     from workers.loading import load_engine
@@ -78,9 +94,9 @@ def _ours(path: Path, threads: int, way: str) -> Row:
     phases: list[tuple[str, float]] = []
     engine = load_engine(
         checkpoint,
-        device="cpu",
-        threads=threads,
-        precision=Precision.BFLOAT16 if "bfloat16" in way else Precision.FLOAT32,
+        device=setting.device,
+        threads=setting.threads,
+        precision=Precision("bfloat16" if "bfloat16" in way else setting.precision),
         on_phase=lambda phase: phases.append((phase, time.perf_counter())),
     )
     built = time.perf_counter()
@@ -91,22 +107,10 @@ def _ours(path: Path, threads: int, way: str) -> Row:
     if "importing libraries" in names:  # what of them is left when the file is in the page cache
         imported = phases[names.index("importing libraries") + 1][1]
     row |= {"read": read - start, "imports": imported - read, "build": built - imported}
-    from tests.values import params
+    from bench.drawing import draw, request
 
-    denoising = engine.begin(
-        params(
-            prompt="a red circle",
-            num_inference_steps=1,
-            guidance_scale=1.0,
-            width=SIZE,
-            height=SIZE,
-            scheduler=defaults.scheduler,
-        ),
-        0,
-    )
-    while not denoising.is_done:
-        engine.step([denoising])
-    engine.decode(denoising)
+    asked = request(defaults, setting.side, 0, steps=setting.steps)
+    draw(engine, replace(asked, guidance_scale=GUIDANCE))
     row["first image"] = clock.lap()
     return row
 
@@ -138,16 +142,16 @@ def _peak_rss() -> float:
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
 
 
-def run(way: str, path: Path, threads: int) -> Row:
+def run(way: str, path: Path, setting: Setting) -> Row:
     """`measure` in a fresh process, which also counts the start of Python."""
     command = [sys.executable, "-m", "bench.load", "--measure", way, str(path)]
     begin = time.perf_counter()
     done = subprocess.run(  # noqa: S603 (ourselves)
-        [*command, "--threads", str(threads)],
+        [*command, *(f"--{name}={value}" for name, value in asdict(setting).items())],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(setting.threads)},
     )
     row: Row = json.loads(done.stdout.splitlines()[-1])
     row["process"] = time.perf_counter() - begin
@@ -178,7 +182,7 @@ def read_speed(path: Path, readers: int = 4) -> float:
     return size / (time.perf_counter() - begin)
 
 
-def compare(path: Path, rounds: int, threads: int, say: Callable[[str], None]) -> None:
+def compare(path: Path, rounds: int, setting: Setting, say: Callable[[str], None]) -> None:
     """The table of one file."""
     size = path.stat().st_size
     rows: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -186,13 +190,13 @@ def compare(path: Path, rounds: int, threads: int, say: Callable[[str], None]) -
     touched: list[float] = []
     for number in range(rounds):
         for cache in ("cold", "warm"):
-            prepare = drop_from_cache if cache == "cold" else _fill_cache
+            prepare = drop_from_cache if cache == "cold" else fill_cache
             prepare(path)
             speeds[cache].append(read_speed(path))
-            touched.append(run(TOUCH, path, threads)["total"])
+            touched.append(run(TOUCH, path, setting)["total"])
             for way in WAYS if number % 2 == 0 else reversed(WAYS):
                 prepare(path)
-                rows[cache, way].append(run(way, path, threads))
+                rows[cache, way].append(run(way, path, setting))
     say(f"\n### {path.stem}: {size / 1e9:.2f} GB, {rounds} rounds, medians\n")
     columns = ("read", "imports", "build", "load", "first image", "total", "peak RSS MB")
     say(f"| cache | way | {' | '.join(columns)} | load x limit | total x plain |")
@@ -210,7 +214,7 @@ def compare(path: Path, rounds: int, threads: int, say: Callable[[str], None]) -
         say(f"| {cache} | *limit: {limits}* |" + " |" * (len(columns) + 2))
 
 
-def _fill_cache(path: Path) -> None:
+def fill_cache(path: Path) -> None:
     read_speed(path)
 
 
@@ -234,10 +238,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    for name in ("device", "precision", "side", "steps"):
+        default = getattr(Setting, name)
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     options: Any = parser.parse_args()
+    setting = Setting(**{one.name: getattr(options, one.name) for one in fields(Setting)})
     if options.measure:
         way, path = options.measure
-        print(json.dumps(measure(way, Path(path), options.threads)))
+        print(json.dumps(measure(way, Path(path), setting)))
         return 0
     if options.folder is None:
         parser.error("--folder is needed: full-size files take 2 to 7 GB each")
@@ -247,7 +255,7 @@ def main() -> int:
         path = options.folder / f"{kind}-{options.size}-{options.dtype}.safetensors"
         if not path.exists():
             make_checkpoint(path, kind, size=options.size, dtype=options.dtype)
-        compare(path, options.rounds, options.threads, lambda line: print(line, flush=True))
+        compare(path, options.rounds, setting, lambda line: print(line, flush=True))
     return 0
 
 

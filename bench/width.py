@@ -15,10 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.drawing import draw_queue, request
 from sdserve.checkpoints import inspect_checkpoint
-from sdserve.families import GenerationDefaults
-from sdserve.generation import GenerationParams, ImageFormat
-from workers.denoising import Denoising
+from sdserve.generation import GenerationParams
 from workers.engine import DiffusionEngine
 from workers.loading import load_engine
 from workers.width import PAYS, Widths
@@ -28,41 +27,11 @@ BOUND = 4  # pictures
 WAYS = {"one": 0.0, "measured": PAYS, "all": float("inf")}  # below which cost another one joins
 
 
-def draw(engine: DiffusionEngine, asked: list[GenerationParams], widths: Widths) -> float:
-    """Pictures a second, as a replica with all of them in its queue draws them."""
-    waiting, active = list(reversed(asked)), list[Denoising]()
+def speed(engine: DiffusionEngine, asked: list[GenerationParams], widths: Widths) -> float:
+    """Pictures a second."""
     begin = time.perf_counter()
-    while waiting or active:
-        size = asked[0].width, asked[0].height
-        while waiting and (not active or widths.has_room(size, [one.rows for one in active])):
-            active.append(engine.begin(waiting.pop(), 0))
-        batch = active[: widths.together(size, [one.rows for one in active])]
-        start = time.perf_counter()
-        is_fit = engine.step(batch)
-        seconds = time.perf_counter() - start if is_fit else float("inf")
-        widths.seen(size, [one.rows for one in batch], seconds)
-        for done in [one for one in active if one.is_done]:
-            engine.decode(done)
-            active.remove(done)
+    draw_queue(engine, asked, widths)
     return len(asked) / (time.perf_counter() - begin)
-
-
-def requests(defaults: GenerationDefaults, side: int, count: int) -> list[GenerationParams]:
-    return [
-        GenerationParams(
-            prompt=f"a red circle on a blue background, {number}",
-            negative_prompt="",
-            num_inference_steps=defaults.steps,
-            guidance_scale=defaults.guidance_scale,
-            width=side,
-            height=side,
-            seed=number,
-            scheduler=defaults.scheduler,
-            num_images=1,
-            format=ImageFormat.PNG,
-        )
-        for number in range(count)
-    ]
 
 
 def compare(path: Path, sides: list[int], pictures: int, blocks: int, threads: int) -> None:
@@ -70,14 +39,14 @@ def compare(path: Path, sides: list[int], pictures: int, blocks: int, threads: i
     checkpoint, defaults = inspect_checkpoint(path)
     engine = load_engine(checkpoint, device="cpu", threads=threads, on_phase=lambda _: None)
     for side in sides:
-        asked = requests(defaults, side, pictures)
-        draw(engine, asked[:BOUND], Widths(BOUND, pays_below=WAYS["all"]))  # warm
+        asked = [request(defaults, side, number) for number in range(pictures)]
+        draw_queue(engine, asked[:BOUND], Widths(BOUND, pays_below=WAYS["all"]))  # warm
         speeds: dict[str, list[float]] = {way: [] for way in WAYS}
         chosen, curve = list[int](), list[float]()
         for block in range(blocks):
             for way in WAYS if block % 2 == 0 else reversed(WAYS):
                 widths = Widths(BOUND, pays_below=WAYS[way])
-                speeds[way].append(draw(engine, asked, widths))
+                speeds[way].append(speed(engine, asked, widths))
                 if way == "measured":
                     chosen.append(widths.known((side, side), 2))
                 if way == "all":

@@ -44,6 +44,10 @@ class DiffusionEngine:
         )
 
     @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
     def precision(self) -> str:
         """What the network computes with, e.g. "float32"."""
         return str(self._denoiser.dtype).removeprefix("torch.")

@@ -237,7 +237,6 @@ class RedisJobStore:
             if gone:
                 indexes = [
                     keys.INDEX,
-                    *(f"{keys.INDEX}:{app}" for app in self.apps()),
                     *(keys.MINE + client for client in ("", *self.key_ids())),
                 ]
                 with self._redis.pipeline(transaction=False) as pipe:

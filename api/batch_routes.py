@@ -36,7 +36,7 @@ from sdserve.batch_operations import (
     ReadPart,
     ViewBatch,
 )
-from sdserve.batches import PART, Batch, BatchLine, LineState, part_of
+from sdserve.batches import Batch, BatchLine, LineState, part_of
 from sdserve.errors import (
     BatchEndedError,
     BatchesFullError,
@@ -167,16 +167,13 @@ class BatchRoutes:
                     body.webhook or webhook,
                 )
                 upload.note(body.model_dump_json().encode())
-                for number, line in enumerate(body.lines):
-                    if number % PART == 0:
-                        await asyncio.sleep(0)  # others have their turn between two parts
-                    upload.add(line)
+                await asyncio.to_thread(upload.add, body.lines)
             else:
                 message = f"Send the batch as {JSON_LINES[0]} or application/json."
                 raise HttpProblemError(415, "unsupported_media_type", message)
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
-        upload.finish()
+        await asyncio.to_thread(upload.finish)
         batch_id = await self._create(upload, caller.client, key)
         response.headers["Location"] = f"{ROUTE}/{batch_id}"
         return BatchResponse.of(await self._edge.store.run(ViewBatch(batch_id=batch_id)))

@@ -6,7 +6,7 @@ The body is never held as a whole: what is kept of it is what is stored of it.
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from api.hang_up import ClientGoneError
 from api.problems import MAX_ERRORS, MAX_NAME, FieldProblem, HttpProblemError
 from api.schemas import GenerateRequest
 from sdserve.apps import AppSpec
-from sdserve.batches import PART, BatchLine, pack_lines
+from sdserve.batches import PART, BatchLine, dump_lines, pack_lines
 from sdserve.errors import AppNotFoundError, InvalidParameterError
 from sdserve.generation import ImageFormat
 from sdserve.limits import BatchLimits
@@ -102,6 +102,7 @@ class Upload:
         if unknown := sorted(set(defaults) - set(GenerateRequest.model_fields)):
             fault = FieldProblem(field=f"defaults.{unknown[0]}"[:MAX_NAME], message="no such field")
             raise _invalid([fault], "The defaults are wrong")
+        self._bytes = 0  # of its lines in full
         self.lines = 0
         self.parts = list[bytes]()  # of pack_lines
         self.apps_of_part = list[frozenset[int]]()
@@ -116,8 +117,12 @@ class Upload:
         """These bytes are part of the upload."""
         self._digest.update(data)
 
-    def add_text(self, text: bytes) -> None:
-        """One line of JSON Lines."""
+    def add_texts(self, texts: Iterable[bytes]) -> None:
+        """Lines of JSON Lines."""
+        for text in texts:
+            self._add_text(text)
+
+    def _add_text(self, text: bytes) -> None:
         if not self._counts():
             return
         if len(text) > MAX_LINE_BYTES:
@@ -133,16 +138,17 @@ class Upload:
             return
         self._check(given)
 
-    def add(self, given: Mapping[str, Any]) -> None:
-        """One line of a JSON list."""
-        if self._counts():
-            self._check(given)
+    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Lines of a JSON list."""
+        for given in lines:
+            if self._counts():
+                self._check(given)
 
     def finish(self) -> None:
         """The upload is complete.
 
         Raises:
-            HttpProblemError: 422 with the faults, 413 too many lines.
+            HttpProblemError: 422 with the faults, 413 too many lines or, with its defaults, bytes.
         """
         if self.lines > self._limits.lines:
             message = (
@@ -150,17 +156,24 @@ class Upload:
                 "SD_MAX_BATCH_LINES raised."
             )
             raise HttpProblemError(413, "batch_too_large", message)
+        self._pack()
+        if self._bytes > self._limits.full_bytes:
+            message = (
+                f"With its defaults in every line the batch is larger than "
+                f"{self._limits.full_bytes} bytes: send several, or have SD_MAX_BATCH_BYTES raised."
+            )
+            raise HttpProblemError(413, "batch_too_large", message)
         if self._faults:
             raise _invalid(self._faults, "Nothing was accepted")
         if not self.lines:
             fault = FieldProblem(field="lines", message="there is none: send at least one line")
             raise _invalid([fault], "Nothing was accepted")
-        self._pack()
 
     def _counts(self) -> bool:
         """Count a line. False: what it says does not matter any more."""
         self.lines += 1
-        return self.lines <= self._limits.lines and len(self._faults) < MAX_ERRORS
+        is_small = self.lines <= self._limits.lines and self._bytes <= self._limits.full_bytes
+        return is_small and len(self._faults) < MAX_ERRORS
 
     def _check(self, given: Mapping[str, Any]) -> None:
         try:
@@ -200,7 +213,9 @@ class Upload:
     def _pack(self) -> None:
         if self._part and not self._faults:
             apps = list(self.lines_of_app)
-            self.parts.append(pack_lines(self._part))
+            full = dump_lines(self._part)
+            self._bytes += len(full)
+            self.parts.append(pack_lines(full))
             self.apps_of_part.append(frozenset(apps.index(line.app) for line in self._part))
         self._part = []
 
@@ -209,21 +224,24 @@ class Upload:
 
 
 async def read_lines(upload: Upload, body: AsyncIterator[bytes]) -> None:
-    """Add the lines of a body of JSON Lines as they arrive."""
-    rest = bytearray()
+    """Add the lines of a body of JSON Lines as they arrive.
+
+    In a thread, for an upload is seconds of checks, and others are to be answered meanwhile.
+    """
+    rest = b""
     async for data in body:
-        upload.note(data)
-        rest += data
-        *whole, tail = rest.split(b"\n")
-        for number, text in enumerate(whole):
-            if number % PART == 0:
-                await asyncio.sleep(0)  # others have their turn: a piece may hold thousands
-            upload.add_text(bytes(text))
-        # What is too long to be a line is not collected: it is refused where it ends.
-        rest = tail[: MAX_LINE_BYTES + 1]
-        await asyncio.sleep(0)  # let others have their turn: an upload is seconds of checks
+        rest = await asyncio.to_thread(_add_piece, upload, rest, data)
     if rest.strip():
-        upload.add_text(bytes(rest))
+        upload.add_texts([rest])
+
+
+def _add_piece(upload: Upload, before: bytes, data: bytes) -> bytes:
+    """Add the lines that end in `data`. Returns the beginning of the next one."""
+    upload.note(data)
+    *whole, tail = (before + data).split(b"\n")
+    upload.add_texts(whole)
+    # What is too long to be a line is not collected: it is refused where it ends.
+    return tail[: MAX_LINE_BYTES + 1]
 
 
 async def read_json(body: AsyncIterator[bytes]) -> BatchBody:

@@ -211,9 +211,14 @@ def line_job_id(batch_id: str, line: int) -> str:
     return str(UUID(int=milliseconds << 80 | version << 76 | high << 64 | variant << 62 | low))
 
 
-def pack_lines(lines: Sequence[BatchLine]) -> bytes:
-    """A part's lines as they are stored."""
-    return zlib.compress(_LINES.dump_json(list(lines)))
+def dump_lines(lines: Sequence[BatchLine]) -> bytes:
+    """A part's lines in full."""
+    return _LINES.dump_json(list(lines))
+
+
+def pack_lines(full: bytes) -> bytes:
+    """A part's lines, of `dump_lines`, as they are stored."""
+    return zlib.compress(full)
 
 
 def unpack_lines(data: bytes) -> tuple[BatchLine, ...]:

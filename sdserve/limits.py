@@ -73,9 +73,14 @@ class BatchLimits:
     """How much of batches the store takes. Room is counted in lines, in whole parts."""
 
     lines: int = 100_000  # of one batch
-    upload_bytes: int = 64 * 2**20  # of one upload
+    upload_bytes: int = 64 * 2**20  # of one upload, as it is sent
     client_room: int = 100_000  # for a client's unfinished batches; a nameless one has no bound
     room: int = 300_000  # for all that are kept; the oldest finished ones make room for new ones
+
+    @property
+    def full_bytes(self) -> int:
+        """Of one upload with its defaults in every line: a short file may say much."""
+        return 4 * self.upload_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

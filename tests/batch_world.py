@@ -21,6 +21,7 @@ from sdserve.batches import (
     BatchLine,
     BatchPlace,
     LineState,
+    dump_lines,
     line_job_id,
     pack_lines,
     pack_records,
@@ -76,7 +77,9 @@ class Batches:
     def upload(self, accepted: list[BatchLine], **changes: Any) -> Created:
         operation = create(accepted, **changes)
         for number, part in enumerate(parts_of(accepted)):
-            self.run(PutPart(batch_id=operation.batch_id, part=number, data=pack_lines(part)))
+            self.run(
+                PutPart(batch_id=operation.batch_id, part=number, data=pack_lines(dump_lines(part)))
+            )
         return self.run(operation)
 
     def make(self, count: int, *apps: str, **changes: Any) -> str:

@@ -19,6 +19,7 @@ from redis import Redis
 from api.gateway import create_app
 from sdserve import keys
 from sdserve.batch_operations import CloseLines, ViewBatch
+from sdserve.batches import BatchLine, dump_lines
 from sdserve.limits import BatchLimits, Limits, Quotas
 from sdserve.operations import Claim
 from sdserve.store import RedisJobStore
@@ -109,6 +110,52 @@ def test_json_and_a_plain_list_are_batches_too(uploads: Uploads) -> None:
     for body, params in ((whole, {}), (prompts(2), {"app": APP})):
         answer = uploads.http.post("/v1/batches", json=body, params=params)
         assert (answer.status_code, answer.json()["lines"]) == (202, 2)
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_others_are_answered_while_an_upload_is_packed(
+    is_json: bool, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing, go_on = threading.Event(), threading.Event()
+    answers = list[httpx.Response]()
+
+    def dump(lines: list[BatchLine]) -> bytes:
+        packing.set()
+        assert go_on.wait(LIMIT)
+        return dump_lines(lines)
+
+    def send() -> None:
+        lines, query = prompts(250), {"app": APP}
+        answers.append(
+            uploads.http.post("/v1/batches", json=lines, params=query)
+            if is_json
+            else uploads.post(lines)
+        )
+
+    monkeypatch.setattr("api.batch_upload.dump_lines", dump)
+    upload = threading.Thread(target=send)
+    upload.start()
+    assert packing.wait(LIMIT)
+    try:
+        assert uploads.http.get("/v1/health", timeout=20).status_code == 200
+    finally:
+        go_on.set()
+        upload.join(LIMIT)
+    assert [answer.status_code for answer in answers] == [202]
+
+
+def test_a_batch_is_bounded_with_its_defaults_in_every_line(redis: Redis, redis_url: str) -> None:
+    RedisJobStore(redis).register_app(spec(queue_limit=20))
+    limits = Limits(batches=BatchLimits(upload_bytes=2**16))
+    with HttpApp(create_app(edge_settings(redis_url, limits=limits))) as app:
+        uploads = Uploads(app, redis)
+        lines, defaults = [{"prompt": "a"}] * 1000, json.dumps({"negative_prompt": "x" * 2000})
+        refused = uploads.post(lines, defaults=defaults)
+        assert refused.status_code == 413
+        assert refused.json()["type"].endswith(":batch_too_large")
+        assert "SD_MAX_BATCH_BYTES" in refused.json()["detail"]
+        assert not redis.keys("sd:batch*")
+        assert uploads.post(lines[:100], defaults=defaults).is_success
 
 
 def test_every_fault_is_named_by_its_line_and_nothing_is_accepted(uploads: Uploads) -> None:

@@ -39,6 +39,7 @@ from sdserve.batches import (
     BatchPlace,
     LineState,
     Part,
+    dump_lines,
     line_job_id,
     pack_lines,
     pack_records,
@@ -189,7 +190,7 @@ class Stores(RuleBasedStateMachine):
         )  # fmt: skip
         for number, part in enumerate(parts_of(accepted)):
             if is_whole or number:
-                data = pack_lines(part)
+                data = pack_lines(dump_lines(part))
                 self.both(PutPart(batch_id=operation.batch_id, part=number, data=data))
         created = self.both(operation)
         if created.admission is not BatchAdmission.CREATED:

@@ -109,7 +109,8 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         help="numbers that the network computes with (default: half on a GPU, float32 on a CPU)",
     )  # fmt: skip
     parser.add_argument(
-        "--compile", action="store_true",
+        "--compile",
+        action="store_true",
         help="on a GPU, compile the network while it serves: no longer bit-exact with diffusers",
     )
     parser.add_argument(

@@ -63,6 +63,19 @@ EXAMPLES ?= 200
 fuzz: setup ## look longer for answers that OpenAPI does not declare: make fuzz EXAMPLES=200
 	SD_SCHEMATHESIS_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/integration/test_openapi.py
 
+.PHONY: bench
+bench: .venv-bench/.installed ## us beside others on the demo model, into docs/ (needs a quiet machine)
+	$(BIN)/python -m bench compare --out docs $(ARGS)
+
+.PHONY: bench-smoke
+bench-smoke: setup ## what a warm request costs, in exact counts (half a minute)
+	$(BIN)/python -m bench smoke
+
+# What others serve with. Their versions are not ours, so they lie in an environment of their own.
+.venv-bench/.installed: bench/requirements.txt bench/environment.py .venv/.installed
+	$(BIN)/python -m bench.environment .venv-bench
+	@touch $@
+
 .PHONY: check
 check: setup ## lint, format, types, layers, shell scripts, Dockerfile
 	$(BIN)/ruff check

@@ -175,19 +175,18 @@ class Edge:
             if blob is not None
         ]
 
-    async def image(self, job_id: str, number: int) -> EncodedImage:
+    async def image(self, job: Job, number: int) -> EncodedImage:
         """Picture `number` of a job.
 
         Raises:
-            JobNotFoundError: no such job, or it has no such picture (yet).
+            JobNotFoundError: it has no such picture (yet).
             JobExpiredError: it had one.
         """
-        job = await self.job(job_id)
         if job.status is not JobStatus.SUCCEEDED or number >= len(job.result_keys):
-            raise JobNotFoundError(f"{job_id}/image/{number}")
+            raise JobNotFoundError(f"{job.id}/image/{number}")
         blobs = await self.store.results([job.result_keys[number]])
         if blobs[0] is None:
-            raise JobExpiredError(job_id)
+            raise JobExpiredError(job.id)
         media_type = job.params.format.media_type
         return EncodedImage(data=blobs[0], media_type=media_type, seed=job.image_seeds[number])
 

@@ -186,8 +186,7 @@ class JobRoutes:
 
     async def image(self, job_id: JobId, number: ImageNumber, caller: KnownCaller) -> Response:
         """The bytes of one image, counted from 0."""
-        await self._own(job_id, caller)
-        picture = await self._edge.image(job_id, number)
+        picture = await self._edge.image(await self._own(job_id, caller), number)
         # A result never changes, so its name is its version.
         headers = {
             "ETag": f'"{job_id}-{number}"',
@@ -204,6 +203,7 @@ class JobRoutes:
 
     async def _answer(self, job: Job, response: Response) -> JobResponse:
         status = await self._edge.app_of(job)
+        body = JobResponse.of(job, status, await self._edge.images(job))
         if not job.status.is_final:
-            response.headers["Retry-After"] = str(retry_after(job, status))
-        return JobResponse.of(job, status, await self._edge.images(job))
+            response.headers["Retry-After"] = str(retry_after(body.eta_seconds, status))
+        return body

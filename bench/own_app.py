@@ -50,11 +50,7 @@ def own_app(*, model: Path = MODEL, step_seconds: float | None = None) -> Genera
     Raises:
         TimeoutError: its replica does not come up.
     """
-    checkpoint, defaults = inspect_checkpoint(model)
-    spec = AppSpec(
-        name=APP, checkpoint=checkpoint, defaults=defaults, num_gpus=0, num_cpus=1,
-        queue_limit=10_000,
-    )  # fmt: skip
+    spec = spec_of(model)
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(redis_url=None, state_dir=Path(folder))
         redis_url = ensure_redis(settings)
@@ -86,6 +82,29 @@ def own_app(*, model: Path = MODEL, step_seconds: float | None = None) -> Genera
             stop_redis(settings)
 
 
+def spec_of(model: Path) -> AppSpec:
+    """The app of a checkpoint, on one core."""
+    checkpoint, defaults = inspect_checkpoint(model)
+    return AppSpec(
+        name=APP, checkpoint=checkpoint, defaults=defaults, num_gpus=0, num_cpus=1,
+        queue_limit=10_000,
+    )  # fmt: skip
+
+
+def replica_settings(redis_url: str) -> ReplicaSettings:
+    """Generous: nothing runs out here."""
+    return ReplicaSettings(
+        redis_url=redis_url,
+        lease=timedelta(seconds=15),
+        job_ttl=HOUR,
+        results=ResultBudget(ttl=HOUR),
+        max_result_bytes=2**25,
+        stop_grace=HOUR,
+        step_timeout=HOUR,
+        load_timeout=HOUR,
+    )
+
+
 def _serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:
     """Serve on `server` until killed."""
     settings = EdgeSettings(redis_url=redis_url, job_ttl=HOUR, sync_wait=HOUR)
@@ -96,16 +115,7 @@ def _serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:
 def _pull(spec: AppSpec, redis_url: str, step_seconds: float | None) -> None:
     """Be a replica until killed."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    settings = ReplicaSettings(
-        redis_url=redis_url,
-        lease=timedelta(seconds=15),
-        job_ttl=HOUR,
-        results=ResultBudget(ttl=HOUR),
-        max_result_bytes=2**25,
-        stop_grace=HOUR,
-        step_timeout=HOUR,
-        load_timeout=HOUR,
-    )
+    settings = replica_settings(redis_url)
     if step_seconds is None:
         Puller(spec, settings, born=time.monotonic())
     else:

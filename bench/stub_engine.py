@@ -22,6 +22,10 @@ class StubEngine(DiffusionEngine):
     def __init__(self, step_seconds: float) -> None:
         self._step_seconds = step_seconds
 
+    @property
+    def precision(self) -> str:
+        return "none"
+
     def begin(self, params: GenerationParams, image_index: int) -> Denoising:
         none = cast(Any, None)  # never looked at
         return Denoising(

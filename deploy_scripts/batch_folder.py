@@ -1,9 +1,12 @@
-"""The folder of a batch: its id, its images, its results. All that a resumed run needs to know.
+"""The folder of a batch: its images, its results, its upload. All that a resumed run needs to know.
 
-batch.json      the random id that every idempotency key is derived from
-results.jsonl   one Record a line, appended as prompts finish; the last one of a prompt counts
-0001.png ...    the images, by the prompt's number
-.lock           held while a run works here
+results.jsonl       one Record a line, appended as prompts end; the last one of a prompt counts
+upload-KEY.jsonl    what is being handed in, under that idempotency key
+batch-ID.jsonl      the same once the server has it as that batch, until every line is in results
+0001.png ...        the images, by the prompt's number
+.lock               held while a run works here
+
+An upload is a file before it is sent, so whoever dies sends the same bytes under the same key.
 """
 
 import fcntl
@@ -12,7 +15,9 @@ import json
 import os
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -23,6 +28,9 @@ from sdserve.client import Picture
 from sdserve.client.files import save_pictures, write_whole
 from sdserve.errors import SdServeError
 from sdserve.jobs import JobFailure, JobStatus
+from sdserve.limits import BatchLimits
+
+_LIMITS = BatchLimits()  # a server's, unless it is told otherwise
 
 
 class BatchFolderError(SdServeError):
@@ -42,13 +50,13 @@ class Record:
     line: int  # line of the prompt file
     prompt: str
     status: JobStatus  # final
-    job_id: str | None = None  # None: refused before it became a job
+    job_id: str | None = None  # None: it never became a job
     files: tuple[str, ...] = ()  # names in the folder
     seed: int | None = None  # of the first image
-    seconds: float | None = None  # acceptance to end, by the server's clock
+    seconds: float | None = None  # acceptance to end, by the server's clock; of successes
     compute_metrics: dict[str, Any] | None = None
     error: JobFailure | None = None
-    attempt: int = 1  # part of the idempotency key
+    attempt: int = 1
     digest: str = ""  # of app and body: a changed prompt is new work
 
     @property
@@ -58,27 +66,62 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One prompt that still has to be done, under the key that makes it happen once."""
+    """One try of one prompt: a line of an upload."""
 
+    app: str
     prompt: Prompt
-    attempt: int
-    digest: str
-    replaces: tuple[str, ...] = ()  # images of this number from an earlier prompt file
-    is_changed: bool = False  # the folder has a result of another prompt at this place
+    attempt: int  # 1, or one more than the last try of this place in the file
+
+    @property
+    def digest(self) -> str:
+        canonical = json.dumps([self.app, self.prompt.body], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_line(self) -> bytes:
+        name = f"{self.prompt.number:04d} line {self.prompt.line} try {self.attempt}"
+        return json.dumps({"custom_id": name, "app": self.app, **self.prompt.body}).encode() + b"\n"
+
+    @classmethod
+    def of_line(cls, text: bytes) -> Self:
+        """What `to_line` made.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: another's line.
+        """
+        body = json.loads(text)
+        number, _, line, _, attempt = body.pop("custom_id").split()
+        app = body.pop("app")
+        prompt = Prompt(number=int(number), line=int(line), body=body)
+        return cls(app=app, prompt=prompt, attempt=int(attempt))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """Tasks that are, or are about to be, one batch at the server."""
+
+    file: Path  # its name is the state
+    data: bytes  # of the file: JSON Lines
+    tasks: Sequence[Task]  # by line
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of an upload whose batch is not known yet."""
+        return self.file.stem
+
+    @property
+    def batch_id(self) -> str | None:
+        kind, _, name = self.file.stem.partition("-")
+        return name if kind == "batch" else None
 
 
 class BatchFolder:
     """An open folder. One process at a time."""
 
-    def __init__(self, path: Path, batch_id: str, records: list[Record], lock: TextIO) -> None:
+    def __init__(self, path: Path, records: list[Record], lock: TextIO) -> None:
         self.path = path
-        self.id = batch_id
         self.results = path / "results.jsonl"
         self._lock = lock
-        self._last: dict[int, Record] = {}
-        self._last_of_body: dict[tuple[int, str], Record] = {}
-        for record in records:
-            self._remember(record)
+        self._last = {record.number: record for record in records}
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -86,7 +129,6 @@ class BatchFolder:
 
         Raises:
             BatchFolderError: not a folder of ours, damaged, or in use by another run.
-            NotSavedError: the disk refuses.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -95,7 +137,9 @@ class BatchFolder:
             raise BatchFolderError(path, f"{error.strerror or error}.") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return cls(path, _batch_id(path), _records(path / "results.jsonl"), lock)
+            for cut in path.glob(".*.part"):  # of a run that was killed
+                cut.unlink()
+            return cls(path, _records(path), lock)
         except BlockingIOError as error:
             lock.close()
             raise BatchFolderError(path, "another submit_batch is working here.") from error
@@ -106,33 +150,73 @@ class BatchFolder:
     def close(self) -> None:
         self._lock.close()
 
-    def task(self, app: str, prompt: Prompt) -> Task | None:
-        """What is left to do for the prompt; None when its images are here."""
-        digest = _digest(app, prompt.body)
-        last = self._last.get(prompt.number)
-        same = self._last_of_body.get((prompt.number, digest))
-        if last and last is same and last.is_success and self._has(last.files):
-            return None
-        attempt = 1
-        if same:
-            # A failed key stays failed on the server. A succeeded one only gives its images again.
-            attempt = same.attempt if same.is_success else same.attempt + 1
-        is_changed = last is not None and last.digest != digest
-        return Task(
-            prompt=prompt,
-            attempt=attempt,
-            digest=digest,
-            replaces=last.files if last else (),
-            is_changed=is_changed,
-        )
+    def left(self, app: str, prompts: Iterable[Prompt]) -> list[Task]:
+        """What has to be drawn: prompts whose images are not here."""
+        tasks = list[Task]()
+        for prompt in prompts:
+            last = self._last.get(prompt.number)
+            attempt = last.attempt + 1 if last else 1
+            task = Task(app=app, prompt=prompt, attempt=attempt)
+            is_same = last is not None and last.digest == task.digest
+            if not (last and is_same and last.is_success and self._has(last.files)):
+                tasks.append(task)
+        return tasks
 
-    def key(self, task: Task, attempt: int) -> str:
-        """The idempotency key: the same for the same try of the same prompt in this folder."""
-        return f"batch-{self.id}-{task.prompt.number}-{task.digest}-{attempt}"
+    def is_changed(self, task: Task) -> bool:
+        """Whether there is a result of another prompt at this place."""
+        last = self._last.get(task.prompt.number)
+        return last is not None and last.digest != task.digest
+
+    def is_recorded(self, task: Task) -> bool:
+        """Whether it is known how this try ended."""
+        last = self._last.get(task.prompt.number)
+        return last is not None and last.attempt >= task.attempt
 
     def records_beyond(self, count: int) -> int:
         """How many results belong to prompts that the file no longer has."""
         return sum(number > count for number in self._last)
+
+    def pending(self) -> Upload | None:
+        """The upload that an earlier run did not see to its end.
+
+        Raises:
+            BatchFolderError: somebody has changed its file.
+        """
+        for file in sorted(self.path.glob("*.jsonl")):
+            if re.fullmatch(r"(upload|batch)-[0-9a-f-]+", file.stem):
+                data = file.read_bytes()
+                try:
+                    tasks = [Task.of_line(line) for line in data.splitlines()]
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise BatchFolderError(file, "is damaged: choose a new --out.") from error
+                return Upload(file=file, data=data, tasks=tasks)
+        return None
+
+    def begin(self, tasks: Sequence[Task]) -> Upload:
+        """An upload of the first of these, as many as a server takes; durable before it is sent.
+
+        Raises:
+            NotSavedError: the disk refuses.
+        """
+        lines = [task.to_line() for task in tasks[: _LIMITS.lines]]
+        count = sum(size <= _LIMITS.upload_bytes for size in accumulate(map(len, lines)))
+        data = b"".join(lines[:count])
+        file = write_whole(self.path / f"upload-{secrets.token_hex(16)}.jsonl", data)
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name, too
+        finally:
+            os.close(folder)
+        return Upload(file=file, data=data, tasks=tasks[:count])
+
+    def accepted(self, upload: Upload, batch_id: str) -> Upload:
+        """The server has it as this batch."""
+        file = upload.file.rename(self.path / f"batch-{batch_id}.jsonl")
+        return replace(upload, file=file)
+
+    def end(self, upload: Upload) -> None:
+        """It is of no more use: all of it is recorded, or the server has it not."""
+        upload.file.unlink()
 
     def save(self, task: Task, pictures: list[Picture]) -> tuple[str, ...]:
         """Write the images, each complete or not at all.
@@ -143,7 +227,7 @@ class BatchFolder:
         stem = f"{task.prompt.number:04d}"
         return tuple(path.name for path in save_pictures(self.path, stem, pictures))
 
-    def append(self, record: Record, replaces: tuple[str, ...]) -> None:
+    def append(self, record: Record) -> None:
         """Make the outcome durable, then drop the images that it replaces.
 
         Raises:
@@ -156,63 +240,35 @@ class BatchFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             raise BatchFolderError(self.results, f"{error.strerror or error}.") from error
-        self._remember(record)
-        if record.is_success:
-            for name in set(replaces) - set(record.files):
+        replaced = self._last.get(record.number)
+        self._last[record.number] = record
+        if replaced and record.is_success:
+            for name in set(replaced.files) - set(record.files):
                 (self.path / Path(name).name).unlink(missing_ok=True)
 
     def _has(self, files: tuple[str, ...]) -> bool:
         return all((self.path / name).exists() for name in files)
 
-    def _remember(self, record: Record) -> None:
-        self._last[record.number] = record
-        self._last_of_body[record.number, record.digest] = record
 
-
-def _digest(app: str, body: dict[str, Any]) -> str:
-    canonical = json.dumps([app, body], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _batch_id(path: Path) -> str:
-    """The stored id of the folder, or a new one, stored before anything is submitted."""
-    file = path / "batch.json"
-    try:
-        batch_id = json.loads(file.read_bytes())["id"]
-    except FileNotFoundError:
-        if any(
-            re.fullmatch(r"\d{4,}(-\d)?\.\w+|results\.jsonl", found.name)
-            for found in path.iterdir()
-        ):
-            raise BatchFolderError(
-                path, "holds results but no batch.json: choose a new folder for --out."
-            ) from None
-        batch_id = secrets.token_hex(8)
-        write_whole(file, json.dumps({"id": batch_id}).encode() + b"\n")
-        return batch_id
-    except (ValueError, KeyError, TypeError) as error:
-        raise BatchFolderError(file, "is damaged: choose a new folder for --out.") from error
-    if not isinstance(batch_id, str) or not re.fullmatch(r"[0-9a-f]{16}", batch_id):
-        raise BatchFolderError(file, "is damaged: choose a new folder for --out.")
-    return batch_id
-
-
-def _records(file: Path) -> list[Record]:
+def _records(path: Path) -> list[Record]:
+    """The results so far. The file is there from the first run on: it tells our folders apart."""
+    file = path / "results.jsonl"
     if not file.exists():
-        return []
+        if any(re.fullmatch(r"\d{4,}(-\d)?\.\w+", found.name) for found in path.iterdir()):
+            reason = "holds images but no results.jsonl: choose a new folder for --out."
+            raise BatchFolderError(path, reason)
+        file.touch()
     data = file.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
-        # A crash cut the last line. Its images come back under the same key.
+        # A crash cut the last line. The batch that it belongs to is still followed.
         os.truncate(file, len(whole))
-    records: list[Record] = []
-    for line, raw in enumerate(whole.split(b"\n")[:-1], start=1):
+    records = list[Record]()
+    for line, raw in enumerate(whole.splitlines(), start=1):
         try:
             records.append(_RECORD.validate_json(raw))
         except ValidationError as error:
-            reason = (
-                f"line {line} is damaged: remove that line, its prompt is then looked up again."
-            )
+            reason = f"line {line} is damaged: remove it, and its prompt is drawn again."
             raise BatchFolderError(file, reason) from error
     return records
 

@@ -1,58 +1,39 @@
-"""A run of a batch: its tasks through one app, at most so many at a time, and its screen."""
+"""A run of a batch: an upload handed to the server, followed to its end, and its screen."""
 
-import contextlib
-import queue
 import sys
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from deploy_scripts.batch_folder import BatchFolder, Record, Task
+from deploy_scripts.batch_folder import BatchFolder, Record, Task, Upload
 from deploy_scripts.progress import describe
-from sdserve.client import ApiError, JobView, SdClient
+from deploy_scripts.prompt_file import BadLinesError
+from sdserve.batches import LineStatus
+from sdserve.client import ApiError, BatchLineView, JobView, SdClient
 from sdserve.jobs import JobFailure, JobStatus
 
-_WAIT = 5.0  # seconds of one long poll; the end of the job answers it early
-_PROMPT_FAULTS = frozenset({400, 413, 422, 500})  # this prompt is refused; the next may pass
-_GONE = frozenset({404, 410})  # the server has lost or forgotten the job
-_MOST_LOSSES = 3  # jobs of one prompt lost by the server before the prompt counts as failed
-
-
-class StoppedError(Exception):
-    """The run is over; the worker thread lets go of its job, which stays on the server."""
-
-
-class _JobGoneError(ApiError):
-    """404 or 410 for a job that this run was given."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.status, error.title, error.detail)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    """How a worker's task ended."""
-
-    task: Task
-    record: Record
+_WAIT = 5.0  # seconds of one long poll of a job; its end answers it early
+_LOOK = 1.0  # seconds between two looks while no line is a job
+_MOST_AT_ONCE = 100  # ended lines of one look
+_GONE = frozenset({404, 410})
+_REFUSED = frozenset({413, 422})  # what is in the upload is at fault
+_EXPIRED = "images_expired"
 
 
 class Screen:
     """What the user sees of a run: a bar on a terminal, one line per event in a log."""
 
-    def __init__(self, total: int, done: int) -> None:
-        """Start showing.
-
-        Args:
-            total: prompts of the batch.
-            done: those that have succeeded before this run.
-        """
-        self.total = total
-        self.done = done
-        self.failed = 0
+    def __init__(self) -> None:
         self._last_wait = ""
+        self._total = self._done = 0
+        self._bar = tqdm(total=0, disable=True)
+
+    def begin(self, total: int, done: int) -> None:
+        """Show an upload of so many lines, of which some have ended before."""
+        self.close()
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -60,17 +41,17 @@ class Screen:
             file=sys.stdout,
             disable=not sys.stdout.isatty(),
         )
+        self._total, self._done = total, done
 
     def close(self) -> None:
         self._bar.close()
 
     def finished(self, record: Record) -> None:
-        self.done += record.is_success
-        self.failed += not record.is_success
+        self._done += 1
         self._last_wait = ""
         self._bar.update()
         if self._bar.disable or not record.is_success:
-            self._say(f"[{self.done + self.failed}/{self.total}] {_sentence(record)}")
+            self.say(f"[{self._done}/{self._total}] {_sentence(record)}")
 
     def working(self, words: str) -> None:
         """Show what some job does right now."""
@@ -80,174 +61,151 @@ class Screen:
         """Say once per outage why nothing moves."""
         if why != self._last_wait:
             self._last_wait = why
-            self._say(f"Waiting: {why}")
+            self.say(f"Waiting: {why}")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         self._bar.write(line, sys.stdout)
         sys.stdout.flush()
 
 
 class BatchRun:
-    """Tasks through one app, at most `in_flight` at a time."""
+    """Uploads to one server, one after the other."""
 
-    def __init__(
-        self,
-        *,
-        client: SdClient,
-        folder: BatchFolder,
-        app: str,
-        stop: threading.Event,
-        screen: Screen,
-    ) -> None:
+    def __init__(self, client: SdClient, folder: BatchFolder, file: Path, screen: Screen) -> None:
         """Prepare the run.
 
         Args:
             client: the server.
             folder: where images and records go.
-            app: name of the app.
-            stop: once set, workers give up and submit nothing more.
+            file: of the prompts, for messages.
             screen: shows it.
         """
         self._client = client
         self._folder = folder
-        self._app = app
-        self._stop = stop
+        self._file = file
         self._screen = screen
-        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self._outcomes: queue.SimpleQueue[_Outcome | Exception] = queue.SimpleQueue()
+        self.batch_id: str | None = None  # of the batch that goes on at the server
+        self.failed = set[tuple[int, str]]()  # (number, digest) of prompts that were not drawn
 
-    def run(self, tasks: Sequence[Task], in_flight: int) -> None:
-        """Do all tasks. A record is durable before it is shown.
+    def run(self, upload: Upload) -> None:
+        """Hand it in, unless the server has it, and keep what becomes of each line.
 
         Raises:
-            ClientError: the server went away, or refuses everything; a picture cannot be saved.
+            BadLinesError: the server refuses the whole upload for lines of it.
+            ClientError: the server went away, or refuses; a picture cannot be saved.
             BatchFolderError: results.jsonl cannot be written.
         """
-        for task in tasks:
-            self._tasks.put(task)
-        for _ in range(min(in_flight, len(tasks))):
-            # Daemons: after Ctrl-C nobody waits for a thread that sits in a long poll. Its job
-            # stays on the server, and images appear whole or not at all.
-            threading.Thread(target=self._work, daemon=True).start()
+        if upload.batch_id is None:
+            upload = self._hand_in(upload)
+        self.batch_id = batch_id = upload.batch_id
+        assert batch_id is not None  # noqa: S101 (it was handed in)
+        unended = {
+            number: task
+            for number, task in enumerate(upload.tasks, start=1)
+            if not self._folder.is_recorded(task)
+        }
+        self._screen.begin(len(upload.tasks), len(upload.tasks) - len(unended))
+        while unended:
+            try:
+                ended, live = self._look(batch_id, unended)
+            except ApiError as error:
+                if error.status not in _GONE:
+                    raise
+                self._screen.say(f"{error} What it has not told is to be drawn again.")
+                break
+            for line in ended:
+                self._keep(unended.pop(line.line), line)
+            if not ended:
+                self._wait(live, unended)
+        self._folder.end(upload)
+        self.batch_id = None
+
+    def _hand_in(self, upload: Upload) -> Upload:
         try:
-            for _ in tasks:
-                self._keep(self._outcomes.get())
-        finally:
-            self._stop.set()
-            # What ended in the same moment is paid for: keep it.
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    late = self._outcomes.get_nowait()
-                    if isinstance(late, _Outcome):
-                        self._keep(late)
-
-    def _keep(self, outcome: _Outcome | Exception) -> None:
-        if isinstance(outcome, Exception):
-            raise outcome
-        self._folder.append(outcome.record, outcome.task.replaces)
-        self._screen.finished(outcome.record)
-
-    def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                task = self._tasks.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                self._outcomes.put(_Outcome(task=task, record=self._perform(task)))
-            except StoppedError:
-                return
-            except Exception as error:  # noqa: BLE001 - raised again in the main thread
-                self._outcomes.put(error)
-                return
-
-    def _perform(self, task: Task) -> Record:
-        attempt, lost = task.attempt, None
-        for losses in range(_MOST_LOSSES + 1):
-            attempt = task.attempt + losses
-            try:
-                return self._try(task, attempt)
-            except _JobGoneError as error:
-                lost = error  # the key still names the lost job: only a fresh one makes a new job
-        failure = JobFailure(code="job_lost", message=str(lost))
-        return self._failed(task, attempt, JobStatus.FAILED, failure)
-
-    def _try(self, task: Task, attempt: int) -> Record:
-        view: JobView | None = None
-        try:
-            view = self._client.submit(
-                self._app,
-                task.prompt.body,
-                idempotency_key=self._folder.key(task, attempt),
-                # The wait is ours: a held request would die with the connection.
-                prefer="respond-async",
-            )
+            batch = self._client.create_batch(upload.data, idempotency_key=upload.key)
         except ApiError as error:
-            if error.job_id is None and error.status not in _PROMPT_FAULTS:
+            if error.status not in _REFUSED:
                 raise
-            if error.job_id is None:
-                failure = JobFailure(code=f"http_{error.status}", message=str(error))
-                return self._failed(task, attempt, JobStatus.FAILED, failure)
-            # The key's job is of an earlier run, and has failed or was cancelled since.
-            job_id = error.job_id
+            self._folder.end(upload)
+            faults = [(fault.line, f"{fault.field}: {fault.message}") for fault in error.faults]
+            problems = [(upload.tasks[line - 1].prompt.line, why) for line, why in faults if line]
+            raise (BadLinesError(self._file, problems) if problems else error) from error
+        return self._folder.accepted(upload, batch.id)
+
+    def _look(
+        self, batch_id: str, unended: dict[int, Task]
+    ) -> tuple[list[BatchLineView], BatchLineView | None]:
+        """Lines that have ended, not too many; and the first of those that are jobs."""
+        ended, live = list[BatchLineView](), None
+        lines = self._client.batch_results(batch_id, after=min(unended) - 1)
+        # No line after one that waits is a job: lines of an app have their turns in order.
+        for line in takewhile(lambda line: line.status is not LineStatus.WAITING, lines):
+            if line.line not in unended:
+                continue
+            if line.status in (LineStatus.QUEUED, LineStatus.RUNNING):
+                live = live or line
+            else:
+                ended.append(line)
+                if len(ended) == _MOST_AT_ONCE:
+                    break
+        return ended, live
+
+    def _wait(self, live: BatchLineView | None, unended: dict[int, Task]) -> None:
+        """Wait for the end of a line, but not long: others may end before it."""
+        if live is None or live.job_id is None:
+            self._screen.working("waiting for room in the queue")
+            time.sleep(_LOOK)
+            return
+        view = self._client.job(live.job_id, wait=_WAIT)
+        self._screen.working(describe(view))
+        if view.status is JobStatus.SUCCEEDED:  # with its pictures: no need to ask for them
+            self._keep_pictures(unended.pop(live.line), view)
+
+    def _keep(self, task: Task, line: BatchLineView) -> None:
+        status, error = JobStatus(line.status.value), line.error
+        if status is JobStatus.SUCCEEDED:
+            try:
+                self._keep_pictures(task, self._client.job(str(line.job_id)))
+            except ApiError as gone:
+                if gone.status not in _GONE:
+                    raise
+                status, error = JobStatus.FAILED, JobFailure(code=_EXPIRED, message=str(gone))
+            else:
+                return
         else:
-            job_id = view.id
-            self._screen.working(describe(view))
-        try:
-            if view is None or not view.status.is_final:
-                view = self._wait(job_id)
-            if view.status is not JobStatus.SUCCEEDED:
-                return self._failed(task, attempt, view.status, view.error, view)
-            pictures = self._client.pictures(view)
-        except ApiError as error:
-            if error.status in _GONE:
-                raise _JobGoneError(error) from error
-            raise
-        if self._stop.is_set():
-            raise StoppedError
-        return Record(
-            number=task.prompt.number,
-            line=task.prompt.line,
-            prompt=task.prompt.text,
-            status=view.status,
+            self.failed.add((task.prompt.number, task.digest))
+        self._record(
+            task,
+            status,
+            job_id=line.job_id,
+            compute_metrics=line.compute_metrics,
+            error=error or JobFailure(code=status.value, message=f"The job was {status}."),
+        )
+
+    def _keep_pictures(self, task: Task, view: JobView) -> None:
+        files = self._folder.save(task, self._client.pictures(view))
+        self._record(
+            task,
+            view.status,
             job_id=view.id,
-            files=self._folder.save(task, pictures),
+            files=files,
             seed=view.parameters.get("seed"),
             seconds=view.seconds,
             compute_metrics=view.compute_metrics,
-            attempt=attempt,
-            digest=task.digest,
         )
 
-    def _wait(self, job_id: str) -> JobView:
-        for view in self._client.watch(job_id, wait=_WAIT):
-            if view.status.is_final:
-                return view
-            if self._stop.is_set():
-                raise StoppedError
-            self._screen.working(describe(view))
-        raise AssertionError("watch ends with a final view")
-
-    def _failed(
-        self,
-        task: Task,
-        attempt: int,
-        status: JobStatus,
-        error: JobFailure | None,
-        view: JobView | None = None,
-    ) -> Record:
-        return Record(
+    def _record(self, task: Task, status: JobStatus, **outcome: Any) -> None:
+        record = Record(
             number=task.prompt.number,
             line=task.prompt.line,
             prompt=task.prompt.text,
             status=status,
-            job_id=view.id if view else None,
-            seconds=view.seconds if view else None,
-            compute_metrics=view.compute_metrics if view else None,
-            error=error or JobFailure(code=status.value, message=f"The job was {status.value}."),
-            attempt=attempt,
+            attempt=task.attempt,
             digest=task.digest,
+            **outcome,
         )
+        self._folder.append(record)
+        self._screen.finished(record)
 
 
 def _sentence(record: Record) -> str:

@@ -2,16 +2,12 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from typing import TextIO
 
 from tqdm import tqdm
 
 from sdserve.client import JobView, SdClient
 from sdserve.jobs import JobStatus
-
-# A long poll is answered early only by the job's end: this is how often the bar moves before it.
-_WAIT = 0.5  # seconds
 
 
 def describe(view: JobView) -> str:
@@ -43,19 +39,19 @@ def follow(client: SdClient, job_id: str, out: TextIO | None = None) -> JobView:
 def _follow_on_bar(client: SdClient, job_id: str, out: TextIO) -> JobView:
     layout = "{desc:<24} |{bar:30}| {percentage:3.0f}% {elapsed}"
     with tqdm(total=100, file=out, bar_format=layout) as bar:
-        for view in _views(client, job_id):
+        for view in (event.job for event in client.stream(job_id)):
             # Steps and percentages share one bar: each phase is a bar of its own from 0 to 100.
             bar.set_description_str(describe(view), refresh=False)
             bar.n = _percent(view)
             bar.refresh()
             if view.status.is_final:
                 return view
-    raise AssertionError("watch ends with a final view")
+    raise AssertionError("a stream ends with a final view")
 
 
 def _log(client: SdClient, job_id: str, out: TextIO) -> JobView:
     last_kind = ""
-    for view in _views(client, job_id):
+    for view in (event.job for event in client.stream(job_id)):
         words = describe(view)
         # One line a phase: "step 1 of 30" and "step 2 of 30" are the same phase.
         kind = re.sub(r"\d+", "", words)
@@ -64,15 +60,7 @@ def _log(client: SdClient, job_id: str, out: TextIO) -> JobView:
             last_kind = kind
         if view.status.is_final:
             return view
-    raise AssertionError("watch ends with a final view")
-
-
-def _views(client: SdClient, job_id: str) -> Iterator[JobView]:
-    # The first look does not wait: a person sees at once where the job stands.
-    first = client.job(job_id)
-    yield first
-    if not first.status.is_final:
-        yield from client.watch(job_id, wait=_WAIT)
+    raise AssertionError("a stream ends with a final view")
 
 
 def _percent(view: JobView) -> int:

@@ -1,17 +1,14 @@
-"""submit_batch: a file of prompts through one app, resumable. Images and results.jsonl in a folder.
+"""submit_batch: a file of prompts as one batch, resumable. Images and results.jsonl in a folder.
 
-What runs once: every prompt has an idempotency key made of the folder's stored random id, its
-number, its content and its attempt. Whoever dies, client or server, the next run sends the same
-key and gets the same job.
+Nothing runs twice: the upload and its idempotency key are on the disk before they are sent, so
+whoever dies, client or server, the next run gets the same batch.
 """
 
 import argparse
 import contextlib
-import math
 import os
 import shlex
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy_scripts.batch_folder import BatchFolder, BatchFolderError, Task
-from deploy_scripts.batch_run import BatchRun, Screen, StoppedError
+from deploy_scripts.batch_run import BatchRun, Screen
 from deploy_scripts.prompt_file import (
     FIELDS,
-    BadLinesError,
     FieldError,
-    Prompt,
     PromptFileError,
     check_fields,
     read_prompts,
@@ -32,7 +27,6 @@ from deploy_scripts.prompt_file import (
 from sdserve.client import (
     ClientError,
     InvalidUrlError,
-    NotSavedError,
     SdClient,
 )
 from sdserve.errors import AppNotFoundError
@@ -48,9 +42,14 @@ prompt files (UTF-8):
 request fields: {fields}.
 A field of a line wins over the option of the same meaning.
 
-DIR receives 0001.png, 0002.png, ... (0001-1.png, ... when num_images > 1) and results.jsonl.
-Run the same command again to resume: finished prompts are skipped, failed ones are tried again,
-nothing runs twice. Prompts are known by their place in the file: add new ones at its end.
+All prompts are handed in as one batch; a file that is larger than a server takes (100,000 prompts,
+64 MiB) as several, one after the other. DIR receives 0001.png, 0002.png, ... (0001-1.png, ... when
+num_images > 1) and results.jsonl, each as it is drawn.
+Without this command, after Ctrl-C too, the batch goes on at the server. Run the same command again
+to resume: it follows that batch to its end, then hands in what is left. Finished prompts are
+skipped, those that had failed before are tried again, nothing runs twice. The server keeps images
+for one hour: what has expired by then is drawn again. Prompts are known by their place in the
+file: add new ones at its end.
 
 exit code: 0 all succeeded, 1 some failed or the server went away, 2 bad usage or input,
 130 interrupted (Ctrl-C).
@@ -68,13 +67,12 @@ class Options:
     prompts_file: Path
     out: Path
     url: str
-    in_flight: int
     timeout: timedelta  # how long a server that is away or refuses is waited for
     defaults: dict[str, Any]  # request fields for prompts that do not set their own
 
 
 def submit_batch(options: Options, command: str) -> int:
-    """Submit what is left of the batch and wait for it.
+    """Follow the batch that is under way, then hand in what is left and follow that.
 
     Args:
         options: the command line.
@@ -84,56 +82,52 @@ def submit_batch(options: Options, command: str) -> int:
         The exit code.
 
     Raises:
-        PromptFileError, BatchFolderError, NotSavedError, InvalidUrlError, AppNotFoundError:
-                nothing was submitted.
+        PromptFileError, BatchFolderError, InvalidUrlError, AppNotFoundError: nothing was submitted.
     """
     prompts = read_prompts(options.prompts_file, options.defaults)
-    with contextlib.closing(BatchFolder.open(options.out)) as folder:
-        found = [folder.task(options.app, prompt) for prompt in prompts]
-        tasks = [task for task in found if task]
-        _announce(folder, len(prompts), tasks)
-        with contextlib.closing(Screen(len(prompts), len(prompts) - len(tasks))) as screen:
-            try:
-                if tasks:
-                    _work_off(options, folder, prompts, tasks, screen)
-            except KeyboardInterrupt:
-                code, why = (
-                    INTERRUPTED,
-                    "Interrupted: jobs that were submitted go on at the server.",
-                )
-            except (ClientError, BatchFolderError) as error:
-                code, why = SOME_FAILED, f"error: {error}"
-            else:
-                code = SOME_FAILED if screen.failed else OK
-                why = f"{_prompts(screen.failed)} failed: see {folder.results}."
-    if code == OK:
+    screen = Screen()
+    with (
+        contextlib.closing(BatchFolder.open(options.out)) as folder,
+        contextlib.closing(screen),
+        SdClient(options.url, patience=options.timeout, waiting=screen.waiting) as client,
+    ):
+        run, pending = BatchRun(client, folder, options.prompts_file, screen), folder.pending()
+        try:
+            if pending:
+                run.run(pending)
+            tasks = folder.left(options.app, prompts)
+            _announce(folder, len(prompts), tasks)
+            # What has failed just now is tried again by the next run.
+            tasks = [task for task in tasks if (task.prompt.number, task.digest) not in run.failed]
+            if tasks:
+                _require_app(client, options.app)
+            while tasks:
+                upload = folder.begin(tasks)
+                run.run(upload)
+                tasks = tasks[len(upload.tasks) :]
+        except KeyboardInterrupt:
+            code, why = INTERRUPTED, f"Interrupted.{_goes_on(client, run.batch_id)}"
+        except (ClientError, BatchFolderError) as error:
+            code, why = SOME_FAILED, f"error: {error}{_goes_on(client, run.batch_id)}"
+        else:
+            code, why = OK, ""
+        left = len(folder.left(options.app, prompts))
+        screen.close()
+    if code == OK and not left:
         print(f"{_prompts(len(prompts))}, all succeeded: images in {folder.path}.")
-    else:
-        succeeded = f"Succeeded: {screen.done} of {_prompts(len(prompts))}."
-        print(f"{why}\n{succeeded} Go on with:\n  {command}", file=sys.stderr)
-    return code
+        return OK
+    why = why or f"{_prompts(left)} failed: see {folder.results}."
+    succeeded = f"Succeeded: {len(prompts) - left} of {_prompts(len(prompts))}."
+    print(f"{why}\n{succeeded} Go on with:\n  {command}", file=sys.stderr)
+    return code or SOME_FAILED
 
 
-def _work_off(
-    options: Options,
-    folder: BatchFolder,
-    prompts: list[Prompt],
-    tasks: list[Task],
-    screen: Screen,
-) -> None:
-    stop = threading.Event()
-
-    def sleep(seconds: float) -> None:
-        if stop.wait(seconds):
-            raise StoppedError
-
-    with SdClient(
-        options.url, patience=options.timeout, sleep=sleep, waiting=screen.waiting
-    ) as client:
-        app = _require_app(client, options.app)
-        _check_sizes(options.prompts_file, prompts, app.get("limits"))
-        run = BatchRun(client=client, folder=folder, app=options.app, stop=stop, screen=screen)
-        run.run(tasks, options.in_flight)
+def _goes_on(client: SdClient, batch_id: str | None) -> str:
+    """What the server does without us."""
+    if batch_id is None:
+        return ""
+    where = f"{client.url}/v1/batches/{batch_id}"
+    return f" The batch goes on at the server; curl -X DELETE {where} cancels it."
 
 
 def _announce(folder: BatchFolder, count: int, tasks: list[Task]) -> None:
@@ -141,7 +135,7 @@ def _announce(folder: BatchFolder, count: int, tasks: list[Task]) -> None:
     done = count - len(tasks)
     if done and tasks:
         print(f"{done} of {_prompts(count)} already done in {folder.path}: skipped.")
-    if changed := [task.prompt.line for task in tasks if task.is_changed]:
+    if changed := [task.prompt.line for task in tasks if folder.is_changed(task)]:
         shown = ", ".join(str(line) for line in changed[:10]) + (", ..." if changed[10:] else "")
         print(
             f"Changed since the last run, in text or options: {_prompts(len(changed))} "
@@ -156,40 +150,15 @@ def _prompts(count: int) -> str:
     return "1 prompt" if count == 1 else f"{count} prompts"
 
 
-def _require_app(client: SdClient, app: str) -> dict[str, Any]:
-    """The app as the server lists it, so that a wrong name fails before the first prompt.
+def _require_app(client: SdClient, app: str) -> None:
+    """Fail before the first prompt, not with every one.
 
     Raises:
         AppNotFoundError: no such app.
     """
-    known = {str(model.get("id")): model for model in client.models()}
+    known = [str(model.get("id")) for model in client.models()]
     if app not in known:
-        raise AppNotFoundError(app, list(known))
-    return known[app]
-
-
-def _check_sizes(path: Path, prompts: list[Prompt], limits: object) -> None:
-    """Check what only the app's checkpoint decides.
-
-    Raises:
-        BadLinesError: a width or height that this app cannot draw.
-    """
-    if not isinstance(limits, dict):
-        return  # a server that does not tell; it refuses the prompt itself
-    multiple, low = limits.get("size_multiple", 1), limits.get("min_size", 1)
-    high = limits.get("max_size", math.inf)
-    problems: list[tuple[int, str]] = []
-    for prompt in prompts:
-        for side in ("width", "height"):
-            pixels = prompt.body.get(side)
-            if pixels is None:
-                continue
-            if pixels % multiple:
-                problems.append((prompt.line, f"{side}: {pixels} is not a multiple of {multiple}"))
-            elif not low <= pixels <= high:
-                problems.append((prompt.line, f"{side}: {pixels} is outside {low}..{high} pixels"))
-    if problems:
-        raise BadLinesError(path, problems)
+        raise AppNotFoundError(app, known)
 
 
 def parse_options(argv: Sequence[str], prog: str) -> Options:
@@ -207,13 +176,6 @@ def parse_options(argv: Sequence[str], prog: str) -> Options:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the batch's folder")
     here = f"http://127.0.0.1:{read_settings().http_port}"
     parser.add_argument("--url", default=here, help="the server (default: %(default)s)")
-    parser.add_argument(
-        "--in-flight",
-        metavar="N",
-        type=_whole_from_one,
-        default=4,
-        help="prompts at the server at a time (default: %(default)s)",
-    )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -233,7 +195,6 @@ def parse_options(argv: Sequence[str], prog: str) -> Options:
         prompts_file=given["prompts_file"],
         out=given["out"],
         url=given["url"],
-        in_flight=given["in_flight"],
         timeout=given["timeout"],
         defaults={name: given[name] for name in names if given[name] is not None},
     )
@@ -262,12 +223,6 @@ def _field_type(name: str) -> Callable[[str], object]:
     return parse
 
 
-def _whole_from_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
 def _seconds(text: str) -> timedelta:
     try:
         seconds = timedelta(seconds=float(text))
@@ -288,7 +243,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         SettingsError,
         PromptFileError,
         BatchFolderError,
-        NotSavedError,
         InvalidUrlError,
         AppNotFoundError,
     ) as error:

@@ -79,7 +79,6 @@ class FakeServer:
         self.jobs: dict[str, FakeJob] = {}
         self.keys: dict[str, tuple[str, dict[str, Any]]] = {}
         self.submissions: list[tuple[str, dict[str, Any]]] = []  # (key, body), repeats included
-        self.polls = 0
         self.cut_streams = 0  # break so many event streams after their first event
         self.open_streams = 0
         self.batch_lines: list[dict[str, Any]] = []  # of the one batch
@@ -88,7 +87,6 @@ class FakeServer:
         self.usage_asked: list[dict[str, str]] = []
         self.streams: list[str | None] = []  # the Last-Event-ID of each stream asked for
         self.keys_sent: list[str | None] = []  # the Authorization of each request
-        self.most_in_flight = 0
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -161,7 +159,6 @@ class FakeServer:
         return refuse
 
     async def _get_job(self, job_id: str, wait: float = 0) -> Response:
-        self.polls += 1
         if (job := self.jobs.get(job_id)) is None:
             return problem(404, "job_not_found", f"No job has the id '{job_id}'.")
         if job_id in self.expired_ids:
@@ -289,8 +286,7 @@ class FakeServer:
         return JSONResponse(self._view(job))
 
     async def _models(self) -> Response:
-        limits = {"min_size": 64, "max_size": 1024, "size_multiple": 8}
-        model = {"id": APP, "object": "model", "state": "ready", "limits": limits}
+        model = {"id": APP, "object": "model", "state": "ready"}
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _generate(self, name: str, request: Request) -> Response:
@@ -329,8 +325,6 @@ class FakeServer:
         )
         self.jobs[job.id] = job
         self.keys[key] = (job.id, body)
-        in_flight = sum(not job.is_final for job in self.jobs.values())
-        self.most_in_flight = max(self.most_in_flight, in_flight)
         return job
 
     def _view(self, job: FakeJob) -> dict[str, Any]:

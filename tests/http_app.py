@@ -31,9 +31,9 @@ def edge_settings(redis_url: str, **changes: Any) -> EdgeSettings:
 class HttpApp:
     """Serves `app` while it is entered."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, port: int = 0) -> None:
         self.app = app
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=4096)
         config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

@@ -186,7 +186,7 @@ class AsyncSdClient:
 
     async def create_batch(
         self,
-        lines: Iterable[Mapping[str, object]],
+        lines: Iterable[Mapping[str, object]] | bytes,
         *,
         app: str | None = None,
         defaults: Mapping[str, object] | None = None,

@@ -34,7 +34,7 @@ class BatchCalls:
 
     def create(
         self,
-        lines: Iterable[Mapping[str, object]],
+        lines: Iterable[Mapping[str, object]] | bytes,
         *,
         app: str | None,
         defaults: Mapping[str, object] | None,
@@ -44,6 +44,7 @@ class BatchCalls:
         params = {"app": app} if app else {}
         params |= {"defaults": json.dumps(dict(defaults))} if defaults else {}
         params |= {"webhook": webhook} if webhook else {}
+        content = lines if isinstance(lines, bytes) else b"".join(map(_json_line, lines))
         request = Request(
             method="POST",
             path="/v1/batches",
@@ -52,7 +53,7 @@ class BatchCalls:
                 "Content-Type": "application/jsonl",
                 "Idempotency-Key": idempotency_key or str(uuid4()),
             },
-            content=b"".join(json.dumps(dict(line)).encode() + b"\n" for line in lines),
+            content=content,
             silence=_UPLOAD_SILENCE,
         )
         response = yield from self._connection.send(request)
@@ -118,6 +119,10 @@ class BatchCalls:
             finally:
                 file.drop()
             yield from self._connection.lost(broken, part)
+
+
+def _json_line(line: Mapping[str, object]) -> bytes:
+    return json.dumps(dict(line)).encode() + b"\n"
 
 
 def _batch_path(batch_id: str) -> str:

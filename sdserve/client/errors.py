@@ -10,6 +10,7 @@ SdServeError
     └── ApiError                the server refused; its own sentence
 """
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -76,6 +77,15 @@ class NotSavedError(ClientError):
         self.path = path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One field of a request that the server refuses."""
+
+    field: str
+    message: str
+    line: int | None = None  # of the upload of a batch, from 1
+
+
 class ApiError(ClientError):
     """The server refused. `detail` is its own sentence."""
 
@@ -90,6 +100,7 @@ class ApiError(ClientError):
         problem: str = "",
         job_id: str | None = None,
         is_temporary: bool = False,
+        faults: tuple[Fault, ...] = (),
     ) -> None:
         super().__init__(detail or f"The server answered {status} ({title}).")
         self.status = status
@@ -98,3 +109,4 @@ class ApiError(ClientError):
         self.problem = problem  # the stable code of docs/http-api.md, e.g. "queue_full"; "" = none
         self.job_id = job_id  # of the job that failed, when the refusal is a job's outcome
         self.is_temporary = is_temporary  # worth another try within the patience
+        self.faults = faults  # what is wrong with the request, where the server names it

@@ -6,8 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+from pydantic import TypeAdapter, ValidationError
 
-from sdserve.client.errors import ApiError
+from sdserve.client.errors import ApiError, Fault
 
 _FIRST_PAUSE = 0.25  # seconds
 _LONGEST_PAUSE = 30.0  # seconds between two tries
@@ -80,6 +81,7 @@ def refusal(response: httpx.Response) -> ApiError:
         problem=code,
         job_id=job_id if isinstance(job_id, str) else None,
         is_temporary=is_temporary and code not in _LASTING,
+        faults=_faults(payload.get("errors")),
     )
 
 
@@ -90,3 +92,14 @@ def _payload(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return payload if isinstance(payload, dict) else {}
+
+
+def _faults(errors: object) -> tuple[Fault, ...]:
+    """The `errors` of a refusal; none of an answer that is not a server's of ours."""
+    try:
+        return _FAULTS.validate_python(errors or ())
+    except ValidationError:
+        return ()
+
+
+_FAULTS: TypeAdapter[tuple[Fault, ...]] = TypeAdapter(tuple[Fault, ...])

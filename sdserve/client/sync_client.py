@@ -245,7 +245,7 @@ class SdClient:
 
     def create_batch(
         self,
-        lines: Iterable[Mapping[str, object]],
+        lines: Iterable[Mapping[str, object]] | bytes,
         *,
         app: str | None = None,
         defaults: Mapping[str, object] | None = None,
@@ -255,7 +255,8 @@ class SdClient:
         """Hand in many generations as one: all of its lines are accepted, or none.
 
         Args:
-            lines: request fields each, besides `app` and `custom_id` where wanted.
+            lines: request fields each, besides `app` and `custom_id` where wanted; or the bytes of
+                JSON Lines, sent as they are.
             app: for lines that name none.
             defaults: request fields for lines that lack them.
             webhook: https URL that is told of the batch's end.

@@ -136,8 +136,9 @@ def test_a_batch_from_its_lines_to_its_zip(
 
 async def test_a_batch_is_taken_whole_or_not_and_is_cancelled(url: str, token: Token) -> None:
     async with AsyncSdClient(url, api_key=token.text) as client:
-        with pytest.raises(ApiError, match="line 2: prompt"):
+        with pytest.raises(ApiError, match="line 2: prompt") as caught:
             await client.create_batch([CIRCLE, {"prompt": ""}], app=APP)
+        assert [(fault.line, fault.field) for fault in caught.value.faults] == [(2, "prompt")]
         made = await client.create_batch([CIRCLE] * 2, app=APP)  # nobody feeds it
         assert made.status is BatchState.ACCEPTED
         ended = await client.cancel_batch(made.id)

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from deploy_scripts.progress import follow
 from sdserve.batches import BatchState
 from sdserve.client import (
     ApiError,
     AsyncSdClient,
+    Fault,
     InvalidUrlError,
     NotSavedError,
     SdClient,
@@ -202,6 +203,16 @@ def test_a_refused_request_is_one_sentence_and_is_not_repeated(
     assert len(server.submissions) == 1
 
 
+def test_the_faults_of_a_refusal_are_values(server: FakeServer, client: SdClient) -> None:
+    fault = {"field": "prompt", "message": "is blank", "line": 3}
+    known = (Fault(field="prompt", message="is blank", line=3),)
+    for errors, faults in (([fault], known), ("of another server", ()), (None, ())):
+        server.refusals = [JSONResponse({"errors": errors}, 422)]
+        with pytest.raises(ApiError) as caught:
+            client.models()
+        assert caught.value.faults == faults
+
+
 def test_a_broken_app_is_not_waited_for(server: FakeServer, client: SdClient) -> None:
     server.refusals = [problem(503, "app_broken", "The app cannot load its checkpoint.")]
     with pytest.raises(ApiError, match="cannot load its checkpoint"):
@@ -249,6 +260,8 @@ def test_a_batch_is_uploaded_and_looked_at(server: FakeServer, client: SdClient)
     assert client.cancel_batch(batch.id).status is BatchState.CANCELLING
     with pytest.raises(ApiError, match="No batch"):
         client.batch("nope")
+    client.create_batch(b'{ "prompt" : "as it is" }\n', app=APP)
+    assert server.batch_lines == [{"app": APP, "prompt": "as it is"}]
 
 
 def test_results_of_a_batch_go_on_after_the_last_whole_line(

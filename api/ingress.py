@@ -259,12 +259,12 @@ class Ingress:
     async def _answer(self, job: Job, raw: ImageFormat | None) -> Response:
         if not job.status.is_final:
             status = await self._edge.app_of(job)
+            body = JobResponse.of(job, status, [])
             headers = {
                 "Location": f"/v1/jobs/{job.id}",
-                "Retry-After": str(retry_after(job, status)),
+                "Retry-After": str(retry_after(body.eta_seconds, status)),
             }
-            content = JobResponse.of(job, status, []).model_dump(mode="json")
-            return JSONResponse(content, 202, headers=headers)
+            return JSONResponse(body.model_dump(mode="json"), 202, headers=headers)
         if job.status is JobStatus.CANCELLED:
             message = f"Job {job.id} was cancelled."
             return problem(409, "job_cancelled", message, job_id=job.id)

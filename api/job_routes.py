@@ -203,6 +203,7 @@ class JobRoutes:
 
     async def _answer(self, job: Job, response: Response) -> JobResponse:
         status = await self._edge.app_of(job)
+        body = JobResponse.of(job, status, await self._edge.images(job))
         if not job.status.is_final:
-            response.headers["Retry-After"] = str(retry_after(job, status))
-        return JobResponse.of(job, status, await self._edge.images(job))
+            response.headers["Retry-After"] = str(retry_after(body.eta_seconds, status))
+        return body

@@ -1,4 +1,4 @@
-"""The command `api_keys.sh`: make, list, revoke and rotate API keys; tell their webhooks' secrets.
+"""The command `api_keys.sh`: make, list, change, revoke and rotate API keys; webhook secrets.
 
 A token is printed once, alone on stdout, and kept nowhere; all else goes to stderr.
 """
@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 
 from deploy_scripts.command import ensure_store, run_command
 from deploy_scripts.deploy import Deployer
+from deploy_scripts.revocation import cancel_work
 from deploy_scripts.table import print_table
 from sdserve.api_keys import ApiKey, Role, Token, is_key_id, new_token
 from sdserve.errors import KeyNotFoundError, KeyRevokedError, SdServeError
-from sdserve.key_operations import CreateKey, KeyChange, RevokeKey, RotateKey, ViewKey
+from sdserve.key_operations import CreateKey, KeyChange, RevokeKey, RotateKey, SetQuotas, ViewKey
 from sdserve.limits import Quotas, Rate
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
@@ -58,12 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store = RedisJobStore(connect(ensure_store(settings), reply_timeout=5))
         match options.command:
             case "create":
-                quotas = Quotas(**{field.name: getattr(options, field.name) for field in QUOTAS})
+                quotas = _quotas(options)
                 return _create(store, options.name, is_admin=options.admin, quotas=quotas)
+            case "set":
+                return _set(store, options.id, _quotas(options), is_anew=options.defaults)
             case "list":
                 return _list(store)
             case "revoke":
-                return _revoke(store, options.id)
+                return _revoke(store, options.id, settings.job_ttl)
             case "webhook-secret":
                 return _webhook_secret(store, options.id, settings)
             case _:
@@ -78,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     create = commands.add_parser("create", help="a new key; its token is shown this once")
     create.add_argument("name", metavar="NAME", type=_name, help="for people: who has it")
     create.add_argument("--admin", action="store_true", help="sees and cancels all jobs")
+    change = commands.add_parser("set", help="change the quotas of a key; those not named stay")
+    change.add_argument("id", metavar="ID", help="as `list` shows it")
+    change.add_argument("--defaults", action="store_true", help="first forget all of its own")
     for option, name, kind, what in (
         ("--max-jobs", "jobs", _count, "unfinished jobs (else SD_MAX_JOBS_PER_KEY)"),
         ("--max-queued", "queued", _count, "queued jobs (else SD_MAX_QUEUED_PER_KEY)"),
@@ -88,9 +94,12 @@ def _parser() -> argparse.ArgumentParser:
         ),
         ("--rate-limit", "rate", _rate, "requests, e.g. 600/minute (else SD_RATE_LIMIT)"),
     ):  # fmt: skip
-        create.add_argument(option, dest=name, metavar="N", type=kind, help=what)
+        for command in (create, change):
+            command.add_argument(option, dest=name, metavar="N", type=kind, help=what)
     commands.add_parser("list", help="all keys, revoked ones too; no secrets")
-    revoke = commands.add_parser("revoke", help="accept a key no more, from now on")
+    revoke = commands.add_parser(
+        "revoke", help="accept a key no more, and cancel its jobs and batches"
+    )
     rotate = commands.add_parser("rotate", help="a new token for a key, whose id and jobs stay")
     secret = commands.add_parser("webhook-secret", help="what signs the webhooks of a key's jobs")
     for command in (revoke, rotate, secret):
@@ -118,26 +127,40 @@ def _list(store: RedisJobStore) -> int:
     for key in keys_of(store):
         state = f"revoked {_time(key.revoked_at)}" if key.revoked_at else "valid"
         rows.append(
-            [key.id, key.name, key.role, state, _time(key.created_at), _rotated(key), _own(key)]
+            [
+                key.id,
+                key.name,
+                key.role,
+                state,
+                _time(key.created_at),
+                _rotated(key),
+                _told(key.quotas),
+            ]
         )
     print_table(["ID", "NAME", "ROLE", "STATE", "CREATED", "ROTATED", "QUOTAS"], rows)
     return 0
 
 
-def _revoke(store: RedisJobStore, key_id: str) -> int:
-    if store.run(RevokeKey(key_id=key_id)) is KeyChange.MISSING:
-        raise KeyNotFoundError(key_id)
-    print(f"{key_id}: revoked; its jobs end normally, and an admin key sees them")
+def _set(store: RedisJobStore, key_id: str, given: Quotas, *, is_anew: bool) -> int:
+    key = store.run(ViewKey(key_id=key_id)).key
+    before = key.quotas if key and not is_anew else Quotas()
+    quotas = given.over(before)
+    _check(store.run(SetQuotas(key_id=key_id, quotas=quotas)), key_id)
+    print(f"{key_id}: {_told(quotas)}")
+    return 0
+
+
+def _revoke(store: RedisJobStore, key_id: str, job_ttl: timedelta) -> int:
+    _check(store.run(RevokeKey(key_id=key_id)), key_id)
+    count = cancel_work(store, key_id, job_ttl=job_ttl)
+    print(f"{key_id}: revoked; its batches and {count} jobs that waited or ran are cancelled")
     return 0
 
 
 def _rotate(store: RedisJobStore, key_id: str, overlap: timedelta) -> int:
     token = new_token(key_id)
     change = store.run(RotateKey(key_id=key_id, digest=token.digest, overlap=overlap))
-    if change is KeyChange.MISSING:
-        raise KeyNotFoundError(key_id)
-    if change is KeyChange.REVOKED:
-        raise KeyRevokedError(key_id)
+    _check(change, key_id)
     old = f"is accepted for {overlap.total_seconds():.0f} s more" if overlap else "ends now"
     _tell(token, f"key {key_id}: its old token {old}")
     return 0
@@ -164,10 +187,21 @@ def _rotated(key: ApiKey) -> str:
     return _time(key.rotated_at) if key.rotated_at else "-"
 
 
-def _own(key: ApiKey) -> str:
-    """The quotas of its own."""
-    quotas = ((field.name, getattr(key.quotas, field.name)) for field in QUOTAS)
-    return " ".join(f"{name}={value}" for name, value in quotas if value is not None) or "-"
+def _told(quotas: Quotas) -> str:
+    """Those of its own."""
+    own = ((field.name, getattr(quotas, field.name)) for field in QUOTAS)
+    return " ".join(f"{name}={value}" for name, value in own if value is not None) or "-"
+
+
+def _quotas(options: argparse.Namespace) -> Quotas:
+    return Quotas(**{field.name: getattr(options, field.name) for field in QUOTAS})
+
+
+def _check(change: KeyChange, key_id: str) -> None:
+    if change is KeyChange.MISSING:
+        raise KeyNotFoundError(key_id)
+    if change is KeyChange.REVOKED:
+        raise KeyRevokedError(key_id)
 
 
 def _time(time: datetime) -> str:

@@ -18,6 +18,9 @@ from sdserve.store import RedisJobStore, connect
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 0.2  # seconds
+# Between two looks at an app at which nothing happens: a job is seen at the next one all the same,
+# only the wish for a replica ahead of traffic (preload) waits for this one.
+QUIET_INTERVAL = 5.0  # seconds
 PLACEMENT_PATIENCE = 3.0  # seconds that a replica may take to appear before anybody is evicted
 
 
@@ -32,6 +35,10 @@ class QueueWatch:
         self._last_busy: dict[str, float] = {}
         self._waiting_since: dict[str, float] = {}
         self._evicted: set[str] = set()
+        self._looked_at: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Look every LOOK_INTERVAL, as long as this process lives."""
         threading.Thread(target=self._run, name="queue watch", daemon=True).start()
 
     def follow(self, app: AppSpec) -> None:
@@ -55,7 +62,7 @@ class QueueWatch:
     def _run(self) -> None:
         while True:
             try:
-                self._look()
+                self.look()
             except StoreUnavailableError as error:
                 log.warning("scaling stands still: %s", error)
                 time.sleep(1)
@@ -65,29 +72,45 @@ class QueueWatch:
                 time.sleep(1)
             time.sleep(LOOK_INTERVAL)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """See what each app's policy and the choice of an eviction go by.
+
+        Raises:
+            StoreUnavailableError.
+        """
         with self._lock:
             needs = dict(self._needs)
-        deployed = self._store.apps()
+        deployed, unfinished = self._store.app_names(), set(self._store.unfinished())
         now = time.monotonic()
         for app in needs:
             if app not in deployed:
                 with self._lock:
                     self._needs.pop(app, None)
-                self._statuses.pop(app, None)
-                self._waiting_since.pop(app, None)
-                continue
-            status = self._statuses[app] = self._store.app_status(app)
-            work = status.queued + status.running
-            if work:
-                self._last_busy[app] = now
-            if not status.replicas:
-                self._evicted.discard(app)
-            if work and not status.replicas and status.broken_reason is None:
-                self._waiting_since.setdefault(app, now)
-            else:
-                self._waiting_since.pop(app, None)
+                for known in (self._statuses, self._waiting_since, self._looked_at):
+                    known.pop(app, None)
+            elif app in unfinished or not self._is_quiet(app, now):
+                self._look_at(app, now)
         self._choose_eviction(needs, now)
+
+    def _is_quiet(self, app: str, now: float) -> bool:
+        """Whether its last look is good enough, unless it has jobs by now."""
+        status = self._statuses.get(app)
+        if status is None or status.queued or status.running or status.replicas:
+            return False
+        return not status.wished and now - self._looked_at[app] < QUIET_INTERVAL
+
+    def _look_at(self, app: str, now: float) -> None:
+        status = self._statuses[app] = self._store.app_status(app)
+        self._looked_at[app] = now
+        work = status.queued + status.running
+        if work:
+            self._last_busy[app] = now
+        if not status.replicas:
+            self._evicted.discard(app)
+        if work and not status.replicas and status.broken_reason is None:
+            self._waiting_since.setdefault(app, now)
+        else:
+            self._waiting_since.pop(app, None)
 
     def _choose_eviction(self, needs: dict[str, tuple[float, float]], now: float) -> None:
         free = ray.available_resources() if self._waiting_since else {}
@@ -111,7 +134,8 @@ class QueueWatch:
 def watch_of(redis_url: str) -> QueueWatch:
     """The one watch of this process for that Redis."""
     if redis_url not in _watches:
-        _watches[redis_url] = QueueWatch(redis_url)
+        watch = _watches[redis_url] = QueueWatch(redis_url)
+        watch.start()
     return _watches[redis_url]
 
 

@@ -6,7 +6,7 @@ Thousands of requests share a few connections, and a Redis that is away is known
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from redis import asyncio as aioredis
@@ -107,7 +107,7 @@ class AsyncJobStore:
     async def apps(self) -> dict[str, AppSpec]:
         """What is deployed, by name."""
         found: dict[bytes, bytes] = await self._ask(lambda: self._redis.hgetall(keys.APPS))
-        return {name.decode(): AppSpec.from_json(text) for name, text in sorted(found.items())}
+        return {name.decode(): _spec(text) for name, text in sorted(found.items())}
 
     async def unfinished(self) -> list[str]:
         """The apps that have jobs which have not ended, deployed or not."""
@@ -178,19 +178,7 @@ class AsyncJobStore:
 
     async def statuses(self, apps: Sequence[str]) -> list[AppStatus]:
         """The state of several apps in one round trip."""
-        if not apps:
-            return []
-        views = [ViewApp(app=app) for app in apps]
-        text = script_text(ViewApp.script)
-
-        async def view_all() -> list[Any]:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for view in views:
-                    pipe.eval(text, len(view.keys), *view.keys, *view.arguments)
-                return await pipe.execute()
-
-        replies: list[Any] = await self._ask(view_all)
-        return [view.read(reply) for view, reply in zip(views, replies, strict=True)]
+        return await self.run_all([ViewApp(app=app) for app in apps])
 
     async def _ask(self, call: Callable[[], Awaitable[Any]], limit: float = ANSWER_LIMIT) -> Any:
         has_waited = self._turns.locked()
@@ -207,6 +195,12 @@ class AsyncJobStore:
                 raise
             self._is_away = False
             return reply
+
+
+@lru_cache(maxsize=4096)
+def _spec(text: bytes) -> AppSpec:
+    """Read once as long as an app is the same: the gateway is asked for all of them often."""
+    return AppSpec.from_json(text)
 
 
 @cache

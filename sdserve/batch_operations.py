@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 from sdserve import keys
 from sdserve.batches import (
     PART,
+    ROOM_BYTES,
     AppLines,
     Batch,
     LineState,
     LineStatus,
     Part,
-    room_of,
     unpack_lines,
     unpack_records,
 )
@@ -99,10 +99,6 @@ class CreateBatch(Operation[Created]):
         return len(self.apps_of_part)
 
     @property
-    def room(self) -> int:
-        return room_of(self.parts)
-
-    @property
     def keys(self) -> list[str]:
         idempotency = ""
         if self.idempotency_key is not None:
@@ -118,7 +114,7 @@ class CreateBatch(Operation[Created]):
         return [
             self.batch_id, self.client, self.lines, self.digest,
             int(self.idempotency_ttl.total_seconds()), PART, self.parts,
-            json.dumps([sorted(apps) for apps in self.apps_of_part]), self.room, self.room_limit,
+            json.dumps([sorted(apps) for apps in self.apps_of_part]), ROOM_BYTES, self.room_limit,
             self.client_room, self.webhook or "", json.dumps(list(self.lines_of_app)),
             *self.lines_of_app.values(),
         ]  # fmt: skip

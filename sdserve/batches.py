@@ -9,6 +9,7 @@ in their order. What is left when a batch is cancelled, or when its app is gone,
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import JobFailure, JobStatus
 
 PART = 200  # lines that are stored, compressed and read together
+ROOM_BYTES = 300  # of a part as it is stored, for each line of room
 
 
 class BatchState(StrEnum):
@@ -194,8 +196,9 @@ def parts_of(lines: Sequence[BatchLine]) -> Iterator[Sequence[BatchLine]]:
         yield lines[start : start + PART]
 
 
-def room_of(parts: int) -> int:
-    return parts * PART
+def room_of(part: bytes) -> int:
+    """The room that a stored part takes, in lines: long lines take that of several."""
+    return max(PART, math.ceil(len(part) / ROOM_BYTES))
 
 
 def line_job_id(batch_id: str, line: int) -> str:

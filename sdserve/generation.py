@@ -1,6 +1,7 @@
 """What is asked of a checkpoint and what comes back: frozen values that cross every boundary."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -40,11 +41,13 @@ class GenerationParams:
         return self.num_inference_steps * self.num_images
 
     def to_json(self) -> str:
-        return _PARAMS.dump_json(self).decode()
+        """As the store keeps it: values in their order, for the names would be half of a job."""
+        values = [getattr(self, name) for name in _NAMES]
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str | bytes) -> "GenerationParams":
-        return _PARAMS.validate_json(text)
+        return _PARAMS.validate_python(dict(zip(_NAMES, json.loads(text), strict=True)))
 
     def to_dict(self) -> dict[str, Any]:
         """The `parameters` object of a response: JSON values only."""
@@ -69,6 +72,7 @@ class ComputeMetrics:
     replica_gpu_memory_total_mb: float | None = None  # the device, by NVML
     replica_gpu_memory_used_mb: float | None = None  # all processes on the device, by NVML
     replica_gpu_utilization_percent: float | None = None  # NVML's average of the last second
+    compiled: bool = False  # a compiled network may have had a part in it
     queue_seconds: float = 0.0  # waiting for a free slot
     load_seconds: float = 0.0  # waiting for this replica to start and load
     encode_seconds: float = 0.0  # text encoders
@@ -98,4 +102,5 @@ class EncodedImage:
     seed: int
 
 
+_NAMES = tuple(field.name for field in fields(GenerationParams))
 _PARAMS: TypeAdapter[GenerationParams] = TypeAdapter(GenerationParams)

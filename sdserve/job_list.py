@@ -59,9 +59,7 @@ class ListJobs(Operation[JobPage]):
 
     @property
     def keys(self) -> list[str]:
-        if self.client is not None:
-            return [keys.MINE + self.client]
-        return [f"{keys.INDEX}:{self.app}" if self.app else keys.INDEX]
+        return [keys.INDEX if self.client is None else keys.MINE + self.client]
 
     @property
     def arguments(self) -> list[Argument]:

@@ -33,8 +33,7 @@ class CreateKey(Operation[bool]):
 
     @property
     def arguments(self) -> list[Argument]:
-        quotas = _QUOTAS.dump_json(self.quotas, exclude_none=True).decode()
-        return [self.key_id, self.name, self.role, self.digest, quotas]
+        return [self.key_id, self.name, self.role, self.digest, _quotas_text(self.quotas)]
 
     def read(self, reply: Any) -> bool:
         return reply == 1
@@ -70,8 +69,28 @@ class RotateKey(Operation[KeyChange]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetQuotas(Operation[KeyChange]):
+    """Give a key these quotas of its own instead of those it has."""
+
+    script: ClassVar[str] = "set_quotas"
+    key_id: str
+    quotas: Quotas
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.KEY + self.key_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [_quotas_text(self.quotas)]
+
+    def read(self, reply: Any) -> KeyChange:
+        return KeyChange(reply.decode())
+
+
+@dataclass(frozen=True, kw_only=True)
 class RevokeKey(Operation[KeyChange]):
-    """Accept no secret of this key any more. Its jobs stay its own."""
+    """Accept no secret of this key any more. Its jobs are not touched."""
 
     script: ClassVar[str] = "revoke_key"
     key_id: str
@@ -129,3 +148,7 @@ class ViewKey(Operation[KeyView]):
                 quotas=_QUOTAS.validate_json(fields.get("quotas", "{}")),
             )
         return KeyView(key=key, now=time_of(now))
+
+
+def _quotas_text(quotas: Quotas) -> str:
+    return _QUOTAS.dump_json(quotas, exclude_none=True).decode()

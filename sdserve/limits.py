@@ -5,6 +5,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Self
 
+# Of jobs that were cancelled before they ever ran: how long a record is kept at most, and how many
+# of one client's.
+UNRUN_TTL = timedelta(minutes=10)
+UNRUN_LIMIT = 1_000
+# Until then a job whose record has expired answers 410 (gone), afterwards 404 (unknown).
+REMEMBERED = timedelta(days=7)
+
 _RATE = re.compile(r"(\d{1,9})/(second|minute|hour|day)")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 

@@ -186,6 +186,12 @@ class RedisJobStore:
             texts: Any = self._redis.hgetall(keys.APPS)
         return {name.decode(): AppSpec.from_json(text) for name, text in sorted(texts.items())}
 
+    def app_names(self) -> set[str]:
+        """The names of what is deployed."""
+        with store_errors():
+            names: Any = self._redis.hkeys(keys.APPS)
+        return {name.decode() for name in names}
+
     def sha256s(self, files: Sequence[ModelFile]) -> list[str | None]:
         """The SHA-256 of each file in hexadecimal, where it is known yet."""
         with store_errors():
@@ -231,7 +237,6 @@ class RedisJobStore:
             if gone:
                 indexes = [
                     keys.INDEX,
-                    *(f"{keys.INDEX}:{app}" for app in self.apps()),
                     *(keys.MINE + client for client in ("", *self.key_ids())),
                 ]
                 with self._redis.pipeline(transaction=False) as pipe:

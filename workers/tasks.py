@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import time
-from datetime import timedelta
 from pathlib import Path
 
 from redis import Redis
@@ -12,6 +11,7 @@ from rq import Retry
 from sdserve import keys
 from sdserve.apps import AppState
 from sdserve.checkpoints import ModelFile
+from sdserve.limits import REMEMBERED
 from sdserve.redis_server import ensure_redis
 from sdserve.settings import read_settings
 from sdserve.store import RedisJobStore, connect
@@ -21,8 +21,6 @@ from workers.task_queue import FAILURE_TTL, RESULT_TTL, QueueName, task_queue
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 0.5  # seconds
-# Until then a job whose record has expired answers 410 (gone), afterwards 404 (unknown).
-REMEMBERED = timedelta(days=7)
 TRIM_BATCH = 1000
 FEED_SPAN = 30  # seconds of one task
 FEED_INTERVAL = 0.2  # seconds between two rounds: a model that draws 200 a second is never short

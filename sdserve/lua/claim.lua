@@ -35,8 +35,8 @@ while #claimed < tonumber(ARGV[3]) do
       redis.call('ZADD', queue, score_of(start, priority), id)
     else
       if ARGV[6] ~= '' then
-        local asked = cjson.decode(facts[1])
-        if asked.width .. 'x' .. asked.height ~= ARGV[6] then break end
+        local asked = cjson.decode(facts[1])  -- GenerationParams.to_json
+        if asked[5] .. 'x' .. asked[6] ~= ARGV[6] then break end
       end
       redis.call('ZREM', queue, id)
       raise(clock, 'steps', start)

@@ -4,11 +4,10 @@
 -- client_full with the room that is taken; lost when a part has vanished meanwhile.
 -- Not allow-oom: a full store must refuse new work.
 -- KEYS batch idempotency batches open (part)*
--- ARGV id client lines digest idempotency_ttl_s part_lines parts apps_of_parts_json room room_limit
+-- ARGV id client lines digest idempotency_ttl_s part_lines parts apps_of_parts_json room_bytes room_limit
 --      client_limit webhook('' for none) apps_json (lines of app)*
 local batch, idem, batches, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, client, digest, parts = ARGV[1], ARGV[2], ARGV[4], tonumber(ARGV[7])
-local room = tonumber(ARGV[9])
 
 -- What was stored for a batch that there will not be goes at once: it is another's room.
 local function refuse(answer, of, number)
@@ -25,6 +24,12 @@ end
 -- The same id again is the same call whose reply was lost.
 if redis.call('EXISTS', batch) == 1 then return {'duplicate', id, 0} end
 
+-- Room is counted in lines of `room_bytes`, and in whole parts: long lines take that of several.
+local room = 0
+for part = 1, parts do
+  local bytes = redis.call('STRLEN', KEYS[4 + part])
+  room = room + math.max(tonumber(ARGV[6]), math.ceil(bytes / ARGV[9]))
+end
 local all, unfinished, mine, own, others = 0, 0, 0, {}, {}
 for _, other in ipairs(redis.call('ZRANGE', batches, 0, -1)) do
   local facts = redis.call('HMGET', BATCH .. other, 'room', 'ended', 'client', 'parts')

@@ -2,8 +2,7 @@
 -- Accept a job once: idempotency, bounds, the job itself, its place in the queue and the decision
 -- "run now" are one step, so no check can race with another client.
 -- Not allow-oom: a full store must refuse new work.
--- KEYS job queue lease replicas idempotency index app_index wake app load results clock shares
---      mine
+-- KEYS job queue lease replicas idempotency index wake app load results clock shares mine
 -- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
 --      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms channel
 --      webhook('' for none) batch('' for none) line previous_line job_ttl_s images
@@ -11,8 +10,8 @@
 -- A limit of a client is '' where it has none.
 -- Answers: word, id, number; of a client with a name also what it has of its quotas.
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local index, app_index, wake, app, load = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local results, clock, shares, mine = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local index, wake, app, load, results = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local clock, shares, mine = KEYS[11], KEYS[12], KEYS[13]
 local id, digest, priority, client = ARGV[1], ARGV[5], tonumber(ARGV[7]), ARGV[9]
 local images = tonumber(ARGV[23])
 
@@ -89,7 +88,6 @@ if priority ~= 0 then redis.call('HSET', job, 'priority', priority) end
 if ARGV[18] ~= '' then redis.call('HSET', job, 'webhook', ARGV[18]) end
 redis.call('ZADD', queue, score_of(start, priority), id)
 redis.call('ZADD', index, now, id)
-redis.call('ZADD', app_index, now, id)
 redis.call('ZADD', mine, now, id)
 count_job(load, ARGV[2], client, 1, images)
 count(load, 'queued:' .. client, 1)

@@ -6,14 +6,22 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from sdserve import keys
 from sdserve.jobs import HIGHEST_PRIORITY, LOWEST_PRIORITY
+from sdserve.limits import REMEMBERED, UNRUN_LIMIT, UNRUN_TTL
 
 # What common.lua takes from here, by the names it has for it: keys that it makes itself, bounds.
 _NAMES_OF_COMMON: dict[str, str | int] = {
+    "JOB": keys.JOB,
+    "INDEX": keys.INDEX,
+    "MINE": keys.MINE,
+    "UNRUN": keys.UNRUN,
     "USAGE": keys.USAGE,
     "PREVIEW": keys.PREVIEW,
     "HOOKS": keys.HOOKS,
     "HOOK": keys.HOOK,
     "BATCH": keys.BATCH,
+    "UNRUN_TTL": int(UNRUN_TTL.total_seconds()),
+    "UNRUN_LIMIT": UNRUN_LIMIT,
+    "INDEX_TTL": int(REMEMBERED.total_seconds()),
     "LOWEST": LOWEST_PRIORITY,
     "HIGHEST": HIGHEST_PRIORITY,
 }

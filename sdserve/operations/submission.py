@@ -87,7 +87,7 @@ class Submit(Operation[Submitted]):
             idempotency = f"{keys.IDEMPOTENCY}{app}:{name}"
         return [
             keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app,
-            idempotency, keys.INDEX, f"{keys.INDEX}:{app}", keys.WAKE + app, keys.APP + app,
+            idempotency, keys.INDEX, keys.WAKE + app, keys.APP + app,
             keys.LOAD, keys.RESULTS, keys.CLOCK + app, keys.SHARES + app, keys.MINE + self.client,
         ]  # fmt: skip
 

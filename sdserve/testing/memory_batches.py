@@ -25,6 +25,7 @@ from sdserve.batches import (
     BatchState,
     Part,
     part_of,
+    room_of,
     unpack_lines,
     unpack_records,
 )
@@ -152,29 +153,34 @@ class InMemoryBatches:
         for batch_id in list(self._batches):
             self._alive(batch_id, now)
         unfinished = [batch.created for batch in self._batches.values() if batch.ended is None]
-        mine = sum(created.room for created in unfinished if created.client == op.client)
-        taken = sum(created.room for created in unfinished)
-        if op.client and mine + op.room > op.client_room:
+        mine = sum(self._room(created) for created in unfinished if created.client == op.client)
+        taken = sum(self._room(created) for created in unfinished)
+        room = self._room(op)
+        if op.client and mine + room > op.client_room:
             return Created(admission=BatchAdmission.CLIENT_FULL, batch_id=op.batch_id, room=mine)
-        if taken + op.room > op.room_limit:
+        if taken + room > op.room_limit:
             return Created(admission=BatchAdmission.FULL, batch_id=op.batch_id, room=taken)
         ends = [self._parts.get((op.batch_id, part), (b"", 0))[1] for part in range(op.parts)]
         if any(end <= now for end in ends):
             return Created(admission=BatchAdmission.LOST, batch_id=op.batch_id)
         return None
 
+    def _room(self, op: CreateBatch) -> int:
+        lost = (b"", 0.0)
+        return sum(room_of(self._parts.get((op.batch_id, n), lost)[0]) for n in range(op.parts))
+
     def _drop_parts(self, op: CreateBatch) -> None:
         for part in range(op.parts):
             self._parts.pop((op.batch_id, part), None)
 
     def _make_room(self, op: CreateBatch) -> None:
-        taken = sum(batch.created.room for batch in self._batches.values())
+        taken = sum(self._room(batch.created) for batch in self._batches.values())
         own_first = sorted(
             self._batches.items(), key=lambda item: item[1].created.client != op.client
         )
         for batch_id, batch in own_first:
-            if taken + op.room > op.room_limit and batch.ended is not None:
-                taken -= batch.created.room
+            if taken + self._room(op) > op.room_limit and batch.ended is not None:
+                taken -= self._room(batch.created)
                 self._forget(batch_id)
 
     def close_lines(self, op: CloseLines, now: float) -> Closing:

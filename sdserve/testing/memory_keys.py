@@ -6,7 +6,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sdserve.api_keys import ApiKey
-from sdserve.key_operations import CreateKey, KeyChange, KeyView, RevokeKey, RotateKey, ViewKey
+from sdserve.key_operations import (
+    CreateKey,
+    KeyChange,
+    KeyView,
+    RevokeKey,
+    RotateKey,
+    SetQuotas,
+    ViewKey,
+)
 
 
 class InMemoryKeys:
@@ -18,6 +26,7 @@ class InMemoryKeys:
             "create_key": self._create,
             "rotate_key": self._rotate,
             "revoke_key": self._revoke,
+            "set_quotas": self._set_quotas,
             "view_key": self._view,
         }
 
@@ -51,6 +60,15 @@ class InMemoryKeys:
                 old_digest=key.digest,
                 old_until=datetime.fromtimestamp(now, UTC) + op.overlap,
             )
+        return KeyChange.DONE
+
+    def _set_quotas(self, op: SetQuotas, _now: float) -> KeyChange:
+        key = self._keys.get(op.key_id)
+        if key is None:
+            return KeyChange.MISSING
+        if key.revoked_at is not None:
+            return KeyChange.REVOKED
+        self._keys[key.id] = replace(key, quotas=op.quotas)
         return KeyChange.DONE
 
     def _revoke(self, op: RevokeKey, now: float) -> KeyChange:

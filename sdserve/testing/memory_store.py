@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ from sdserve.batches import Part
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.job_list import JobPage, ListJobs
 from sdserve.jobs import ClaimedJob, Job, JobFailure, JobStatus, Preview
-from sdserve.limits import ResultBudget
+from sdserve.limits import UNRUN_LIMIT, UNRUN_TTL, ResultBudget
 from sdserve.operations import (
     END_OF_QUEUE,
     Admission,
@@ -165,6 +165,7 @@ class InMemoryJobStore:
         self._specs: dict[str, AppSpec] = {}
         self._keys: dict[tuple[str, str, str], tuple[str, str, float]] = {}
         self._load: Counter[str] = Counter()
+        self._unrun: defaultdict[str, deque[str]] = defaultdict(deque)  # by client
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
         self._outbox = MemoryOutbox()
@@ -416,7 +417,19 @@ class InMemoryJobStore:
                 flow.ends[priority] -= record.steps
             flow.shift_lower(priority, -math.inf, -record.steps)
             self._end(record, JobStatus.CANCELLED, now, op.job_ttl)
+            if not record.attempt and record.submit.place is None:
+                self._keep_shortly(record, now)
         return found
+
+    def _keep_shortly(self, record: _Record, now: float) -> None:
+        """Of jobs that never ran the records go soon, and too many of one client at once."""
+        unrun = self._unrun[record.submit.client]
+        record.expires = min(record.expires or math.inf, now + UNRUN_TTL.total_seconds())
+        unrun.append(record.submit.job_id)
+        if len(unrun) > UNRUN_LIMIT:
+            oldest = unrun.popleft()
+            self._jobs.pop(oldest, None)
+            self._index.pop(oldest, None)
 
     def _drain(self, op: Drain, now: float) -> int:
         app = self._apps[op.app]

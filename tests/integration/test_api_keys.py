@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from sdserve.api_keys import ApiKey, Role, Token, new_token
-from sdserve.key_operations import CreateKey, KeyChange, RevokeKey, RotateKey, ViewKey
+from sdserve.key_operations import CreateKey, KeyChange, RevokeKey, RotateKey, SetQuotas, ViewKey
 from sdserve.limits import Quotas, Rate
 from sdserve.store import RedisJobStore
 from tests.keys import create_key
@@ -122,7 +122,18 @@ def test_a_revoked_key_is_accepted_no_more_and_stays_so(world: World) -> None:
     assert view(world, token.key_id) == first
 
 
+def test_a_keys_quotas_are_replaced_unless_it_is_revoked(world: World) -> None:
+    key_id = create_key(world.store, "ann").key_id
+    change = SetQuotas(key_id=key_id, quotas=Quotas(jobs=3))
+    assert [world.run(change), world.run(change)] == [KeyChange.DONE] * 2
+    assert view(world, key_id).quotas == Quotas(jobs=3)
+    world.run(RevokeKey(key_id=key_id))
+    assert world.run(SetQuotas(key_id=key_id, quotas=Quotas())) is KeyChange.REVOKED
+    assert view(world, key_id).quotas == Quotas(jobs=3)
+
+
 def test_what_is_not_there_cannot_be_changed(world: World) -> None:
+    assert world.run(SetQuotas(key_id="nobody", quotas=Quotas())) is KeyChange.MISSING
     assert rotate(world, new_token("nobody")) is KeyChange.MISSING
     assert world.run(RevokeKey(key_id="nobody")) is KeyChange.MISSING
     assert world.store.key_ids() == []

@@ -8,10 +8,16 @@ import pytest
 from redis import Redis
 
 from sdserve.api_keys import ApiKey, Role, Token, read_token
+from sdserve.batch_operations import ViewBatch
+from sdserve.batches import BatchState
+from sdserve.jobs import JobStatus
 from sdserve.key_operations import KeyView, ViewKey
 from sdserve.limits import Quotas, Rate
+from sdserve.operations import Pulse
 from sdserve.store import RedisJobStore
 from sdserve.webhook_signature import parse_secrets, secrets_of, told
+from tests.batch_world import Batches
+from tests.store_world import World
 
 pytestmark = pytest.mark.integration
 
@@ -98,6 +104,32 @@ def test_a_key_with_a_role_and_quotas(api_keys: Command) -> None:
     assert "jobs=5 queued=4 images_per_day=300 gpu_seconds_per_day=20 rate=10/second" in listed
 
 
+def test_a_keys_quotas_can_be_changed_and_forgotten(api_keys: Command) -> None:
+    token = api_keys.token("create", "ann", "--max-jobs", "5", "--max-queued", "4")
+    assert "jobs=6 queued=4" in api_keys("set", token.key_id, "--max-jobs", "6").stdout
+    assert api_keys.key(token).quotas == Quotas(jobs=6, queued=4)
+    api_keys("set", token.key_id, "--defaults", "--max-images-per-day", "9")
+    assert api_keys.key(token).quotas == Quotas(images_per_day=9)
+    api_keys("revoke", token.key_id)
+    assert "has been revoked" in api_keys("set", token.key_id, "--max-jobs", "6", code=1).stderr
+
+
+def test_revoking_a_key_ends_its_jobs_and_batches_and_nobody_elses(
+    api_keys: Command, redis: Redis
+) -> None:
+    world, client = World(RedisJobStore(redis), redis), api_keys.token("create", "ann").key_id
+    batch = Batches(world.store).make(3, client=client)
+    world.submit(client=client)
+    runs = world.claim()
+    waits, others = world.submit(client=client).job_id, world.submit(client="bob").job_id
+    assert "and 2 jobs" in api_keys("revoke", client).stdout
+    assert world.beat(runs) == [Pulse.CANCEL]
+    assert world.view(waits).status is JobStatus.CANCELLED
+    assert world.view(others).status is JobStatus.QUEUED
+    assert world.run(ViewBatch(batch_id=batch)).state is BatchState.CANCELLED
+    assert "revoked" in api_keys("revoke", client).stdout  # again: no harm
+
+
 def test_a_keys_webhook_secrets_are_told(api_keys: Command) -> None:
     token = api_keys.token("create", "ann")
     off = api_keys("webhook-secret", token.key_id, code=1)
@@ -110,7 +142,7 @@ def test_a_keys_webhook_secrets_are_told(api_keys: Command) -> None:
 
 
 def test_mistakes_are_one_sentence(api_keys: Command) -> None:
-    for command in ("revoke", "rotate", "webhook-secret"):
+    for command in ("revoke", "rotate", "set", "webhook-secret"):
         unknown = api_keys(command, "nobody", code=1)
         assert unknown.stderr == (
             "error: No API key has the id 'nobody': `api_keys.sh list` shows all.\n"

@@ -1,6 +1,8 @@
 """The promises of batches, kept by the scripts on a real server and by the store in memory."""
 
+import random
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -15,7 +17,15 @@ from sdserve.batch_operations import (
     ReadPart,
     batch_of,
 )
-from sdserve.batches import PART, BatchState, LineStatus
+from sdserve.batches import (
+    PART,
+    ROOM_BYTES,
+    BatchState,
+    LineStatus,
+    dump_lines,
+    pack_lines,
+    room_of,
+)
 from sdserve.errors import BatchNotFoundError, JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus
 from sdserve.operations import Admission, Cancel, Drain
@@ -87,6 +97,17 @@ def test_unfinished_batches_take_room_and_refuse_what_has_none(world: World) -> 
     refused = batches.upload(lines(1), room_limit=2 * PART - 1)
     assert (refused.admission, refused.room) == (BatchAdmission.FULL, PART)
     assert batches.upload(lines(1), room_limit=2 * PART).admission is BatchAdmission.CREATED
+
+
+def test_long_lines_take_more_room(world: World) -> None:
+    batches = Batches(world.store)
+    text = random.Random(1).randbytes(120_000).hex()  # 120 kB, compressed
+    first, second = lines(2)
+    uploaded = [replace(first, params=replace(first.params, prompt=text)), second]
+    room = room_of(pack_lines(dump_lines(uploaded)))
+    assert 120_000 < room * ROOM_BYTES < 160_000
+    for bound, expected in ((room - 1, BatchAdmission.FULL), (room, BatchAdmission.CREATED)):
+        assert batches.upload(uploaded, room_limit=bound).admission is expected
 
 
 def test_a_client_has_room_of_his_own_and_a_nameless_one_no_such_bound(world: World) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,10 +13,11 @@ from fastapi import FastAPI
 from redis import Redis
 
 from api import event_stream, viewers
+from api.estimate import eta_seconds
 from api.gateway import create_app
 from sdserve import keys
-from sdserve.apps import AppState
-from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
+from sdserve.apps import AppState, AppStatus
+from sdserve.jobs import Job, JobFailure, JobStatus, Preview, new_job_id
 from sdserve.store import RedisJobStore
 from tests.event_client import Event, EventClient
 from tests.http_app import HttpApp, edge_settings
@@ -268,6 +270,32 @@ async def test_who_reads_slowly_gets_the_newest(redis_url: str, world: World) ->
     jobs = [body for body in drained(reader.sent) if b"event: job" in body]
     assert b'"status":"succeeded"' in jobs[-1]
     assert len(jobs) <= 3  # one was on its way when reading stopped, the newest may be two
+
+
+async def test_a_change_is_made_ready_once_for_all_its_viewers(
+    redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Counter[str]()
+
+    def count(job: Job, app: AppStatus | None) -> float | None:
+        made[job.phase or ""] += 1
+        return eta_seconds(job, app)
+
+    monkeypatch.setattr("api.schemas.eta_seconds", count)
+    world.submit()
+    job = world.claim(LONG)
+    gateway = create_app(edge_settings(redis_url))
+    readers = [SlowReader(gateway, job.id) for _ in range(100)]
+    async with asyncio.timeout(LIMIT), gateway.router.lifespan_context(gateway):
+        streams = [asyncio.create_task(reader.run()) for reader in readers]
+        for reader in readers:
+            await reader.until(b"event: job")
+        await asyncio.to_thread(world.beat, job, step=7)
+        for reader in readers:
+            await reader.until(b'"step":7')
+        await asyncio.to_thread(world.succeed, job)
+        await asyncio.gather(*streams)
+    assert made["step 7 of 20"] <= 3  # once a look: that of a step, and some of the clock
 
 
 async def test_a_server_that_stops_ends_its_streams(redis_url: str, world: World) -> None:

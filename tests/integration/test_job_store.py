@@ -9,8 +9,9 @@ import pytest
 from sdserve import keys, outbox
 from sdserve.apps import AppState, LoadPace, LoadProgress
 from sdserve.errors import JobExpiredError, JobNotFoundError
+from sdserve.job_list import ListJobs
 from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
-from sdserve.limits import Limits, Quotas, ResultBudget
+from sdserve.limits import UNRUN_LIMIT, UNRUN_TTL, Limits, Quotas, ResultBudget
 from sdserve.operations import (
     END_OF_QUEUE,
     Admission,
@@ -1155,3 +1156,37 @@ def test_the_places_of_many_jobs_are_seen_at_once(world: World) -> None:
         Place(version=1, position=1),
         Place(version=None, position=None),
     ]
+
+
+def test_jobs_that_were_cancelled_before_they_ran_take_bounded_room(world: World) -> None:
+    ids = [world.submit(client="ann").job_id for _ in range(3)]
+    for job_id in ids:
+        world.cancel(job_id)
+    others = world.submit(client="bob").job_id
+    world.cancel(others)
+    for _ in range(UNRUN_LIMIT - 1):
+        world.cancel(world.submit(client="ann").job_id)
+    for job_id in ids[:2]:
+        with pytest.raises(JobNotFoundError):
+            world.view(job_id)
+    listed = world.run(ListJobs(client="ann", limit=2000, scan=2000)).jobs
+    assert (len(listed), listed[-1].id) == (UNRUN_LIMIT, ids[2])
+    assert world.view(others).status is JobStatus.CANCELLED
+
+
+def test_a_job_that_never_ran_is_kept_for_minutes_and_one_that_did_for_its_time(
+    world: World,
+) -> None:
+    never, short = world.submit().job_id, world.submit().job_id
+    world.cancel(never)
+    world.cancel(short, timedelta(seconds=30))
+    world.submit()
+    ran = world.claim()
+    world.release(ran)
+    world.cancel(ran.id)
+    if world.redis is None:
+        return  # the one in memory has no TTL to look at
+    left = [int(world.redis.ttl(keys.JOB + each)) for each in (never, short, ran.id)]
+    assert 500 < left[0] <= UNRUN_TTL.total_seconds()
+    assert left[1] <= 30
+    assert left[2] > UNRUN_TTL.total_seconds()

@@ -56,6 +56,11 @@ def backlog(*queued: Work | None, runs: tuple[RunningWork, ...] = (), more: int 
     return Backlog(before=JOB.id, position=position, queued=queued, running=runs)
 
 
+def look(app: AppStatus | None) -> int:
+    """Of the job's answer."""
+    return retry_after(eta_seconds(JOB, app), app)
+
+
 def no_place(*runs: RunningWork) -> Backlog:
     """Of a job that runs."""
     return Backlog(before=JOB.id, position=None, queued=(), running=runs)
@@ -208,7 +213,7 @@ def test_a_start_that_was_never_measured_is_guessed_from_the_file() -> None:
     first = replace(COLD, load=None, file_bytes=int(7 * BYTES_PER_SECOND))
     guess = PLACEMENT_SECONDS + 7 + REST_SECONDS
     assert eta_seconds(JOB, first) == pytest.approx(guess + 6)
-    assert retry_after(JOB, replace(first, pace=Pace())) == 10  # 9.5 s, no ETA
+    assert look(replace(first, pace=Pace())) == 10  # 9.5 s, no ETA
 
 
 def test_another_file_takes_its_own_time_at_the_speed_of_the_last() -> None:
@@ -228,8 +233,8 @@ def test_a_replica_that_serves_is_not_waited_for_until_another_has_loaded() -> N
 def test_without_measurements_there_is_no_eta_but_a_time_to_look_again() -> None:
     unknown = replace(BUSY, pace=Pace(), backlog=backlog())
     assert eta_seconds(JOB, unknown) is None
-    assert retry_after(JOB, unknown) == 1
-    assert retry_after(JOB, None) == 1
+    assert look(unknown) == 1
+    assert look(None) == 1
 
 
 def test_the_steps_of_a_first_job_tell_its_eta() -> None:
@@ -250,9 +255,9 @@ def test_a_broken_app_and_an_end_have_no_eta() -> None:
 
 
 def test_times_to_look_again_are_whole_and_bounded() -> None:
-    assert retry_after(JOB, BUSY) == 8
-    assert retry_after(JOB, replace(BUSY, backlog=backlog(more=1000))) == 60
-    assert retry_after(JOB, replace(BUSY, backlog=backlog())) == 2
+    assert look(BUSY) == 8
+    assert look(replace(BUSY, backlog=backlog(more=1000))) == 60
+    assert look(replace(BUSY, backlog=backlog())) == 2
 
 
 def test_a_full_queue_has_room_when_the_next_job_is_taken_up() -> None:

@@ -22,8 +22,9 @@ class CompiledNetwork:
 
     The first call with a new kind of arguments (shapes, samplers' types of timesteps) has the twin
     compiled for it on a thread of its own; until that is done, and for good where it fails, calls
-    go to the network as it is. The twin shares the weights. What torch has compiled it keeps in TORCHINDUCTOR_CACHE_DIR, by the code, the versions
-    and the GPU: a later process finds it there. One thread calls this.
+    go to the network as it is. The twin shares the weights. What torch has compiled it keeps in
+    TORCHINDUCTOR_CACHE_DIR, by the code, the versions and the GPU: a later process finds it there.
+    One thread calls this.
     """
 
     def __init__(self, network: Any, *, backend: str = "inductor") -> None:

@@ -79,6 +79,7 @@ def measure(url: str, jobs: int, steps: int, blocks: int) -> None:
                 drawn = len(list((Path(folder) / "out").glob("*.png")))
             if drawn != jobs:
                 raise RuntimeError(f"{way}: {drawn} images instead of {jobs}")
+            print(f"{way}: {rate:.1f} images/s", file=sys.stderr, flush=True)
             if block >= 0:  # the first turn of each warms up
                 rates[way][block].append(rate)
     print("| way | images/s, median | lowest | highest |\n| --- | --- | --- | --- |")

@@ -24,7 +24,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import ray
 import uvloop
@@ -62,10 +61,6 @@ class Stack:
     url: str
     headers: tuple[str, ...]
 
-    def http(self) -> httpx.Client:
-        pairs = dict(line.split(": ", 1) for line in self.headers)
-        return httpx.Client(base_url=self.url, headers=pairs, trust_env=False, timeout=LIMIT)
-
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Request:
         headers = (*self.headers, *(("Prefer: respond-async",) if body else ()))
         data = json.dumps(body).encode() if body else b""
@@ -85,8 +80,7 @@ def main() -> None:
         url=f"http://127.0.0.1:{settings.http_port}",
         headers=(f"Authorization: Bearer {key}",) if key else (),
     )
-    with _apps(settings) as proxy, tempfile.TemporaryDirectory():
-        _until_waiting(stack)
+    with _apps(settings) as proxy:
         lines = uvloop.run(_measure(stack, options.seconds))
     cpu = _processor()
     head = [
@@ -178,18 +172,6 @@ def _apps(settings: Settings) -> Generator[str]:
             for app in (cold, busy):
                 deployer.delete(app.name)
             ray.shutdown()
-
-
-def _until_waiting(stack: Stack) -> None:
-    """Until the cold app has a job for which no replica can be placed."""
-    deadline = time.monotonic() + LIMIT
-    with stack.http() as http:
-        answer = http.post(f"/sd-{COLD}/v1/generate", json=BODY, headers={"Prefer": "wait=0"})
-        answer.raise_for_status()
-        while http.get(f"/sd-{COLD}/v1/health").raise_for_status().json()["state"] == "cold":
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.2)
 
 
 async def _keep_busy(stack: Stack, seconds: float) -> None:

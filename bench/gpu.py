@@ -63,7 +63,7 @@ ELSEWHERE = {
     "C7": "the control plane: docs/performance.md",
     "C8": "the control plane: tests/faults",
     "C9": "the control plane: docs/performance.md",
-    "C10": "nothing is compiled, so nothing waits for it",
+    "C10": "0 s: --compile compiles beside the jobs (tests/integration/test_compiling.py)",
 }
 
 

@@ -57,6 +57,7 @@ class Wishes:
     queue_limit: int = 100
     slots: int | None = None
     precision: Precision = Precision.AUTO
+    compiles: bool = False
 
 
 class Deployer:
@@ -135,6 +136,7 @@ class Deployer:
                     idle_timeout=wishes.idle_timeout,
                     queue_limit=wishes.queue_limit,
                     precision=wishes.precision,
+                    compiles=wishes.compiles,
                     slots=wishes.slots or (GPU_SLOTS if gpus else 1),
                 )
             )

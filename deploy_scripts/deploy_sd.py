@@ -48,6 +48,7 @@ def _main(settings: Settings, arguments: Sequence[str] | None) -> int:
         queue_limit=options.queue_limit,
         slots=options.slots,
         precision=options.precision,
+        compiles=options.compile,
     )
     # A file that cannot be served is told before anything is started for it.
     name_apps([path.absolute() for path in files])
@@ -107,6 +108,11 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         "--precision", type=Precision, choices=list(Precision), default=Precision.AUTO,
         help="numbers that the network computes with (default: half on a GPU, float32 on a CPU)",
     )  # fmt: skip
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="on a GPU, compile the network while it serves: no longer bit-exact with diffusers",
+    )
     parser.add_argument(
         "--idle-timeout", type=_number(1), default=300, metavar="SECONDS",
         help="idle time before an app scales to zero (default 300)",

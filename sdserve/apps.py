@@ -52,6 +52,7 @@ class AppSpec:
     queue_limit: int = 100  # jobs waiting; beyond it a request is refused with 503
     slots: int = 1  # jobs that one replica may denoise together, where that is measured to pay
     precision: Precision = Precision.AUTO
+    compiles: bool = False  # the network, beside the jobs, on a GPU
     version: str = __version__  # of sdserve: an upgrade redeploys
 
     @property

@@ -24,6 +24,10 @@ class FakeEngine(DiffusionEngine):
     def precision(self) -> str:
         return "float32"
 
+    @property
+    def compiled(self) -> int:
+        return 0
+
     def begin(self, params: GenerationParams, image_index: int) -> Denoising:
         none = cast(Any, None)  # never looked at
         return Denoising(

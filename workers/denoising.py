@@ -87,6 +87,15 @@ class Denoiser(Protocol):
         """One call of the network for all pictures: its output for each, [R, L, H/8, W/8]."""
         ...
 
+    def compile(self, backend: str) -> None:
+        """Compile the network beside the calls to it, by a backend of torch.compile."""
+        ...
+
+    @property
+    def compiled(self) -> int:
+        """For how many shapes of its input the network is compiled."""
+        ...
+
     def forget(self) -> None:
         """Drop the encoded prompts that are kept for the next request."""
         ...

@@ -36,6 +36,7 @@ def load_engine(
     device: str,
     threads: int,
     precision: Precision = Precision.AUTO,
+    compiles: bool = False,
     on_phase: Callable[[str], None],
     on_share: Callable[[float], None] = lambda _: None,
 ) -> "DiffusionEngine":
@@ -46,6 +47,7 @@ def load_engine(
         device: "cpu", "cuda" or "cuda:N".
         threads: of torch on the CPU; more than the replica's cores makes it several times slower.
         precision: of the network's numbers; AUTO is half on a GPU and float32 on a CPU.
+        compiles: the network while it serves; not on a CPU, and not where the GPU is too small.
         on_phase: told in words what happens now.
         on_share: told what share of all reading is done, 0..1, before the phase that goes with it.
 
@@ -84,6 +86,8 @@ def load_engine(
     engine = DiffusionEngine(pipeline, kind=checkpoint.kind, device=device)
     on_phase("warming")
     engine.warm()
+    if compiles and pipeline.device.type == "cuda":
+        engine.compile()
     return engine
 
 

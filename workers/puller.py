@@ -94,6 +94,7 @@ class Puller:
             node=platform.node(),
         )
         self._widths, self._width = Widths(spec.slots), 1
+        self._compiled = 0  # shapes
         store = RedisJobStore(connect(settings.redis_url))
         self._heart = Heartbeat(store, spec.name, presence, lease=settings.lease)
         self._finisher = Finisher(spec, settings, self._store, self._heart, self._id)
@@ -306,6 +307,9 @@ class Puller:
             picture.is_watched = self._previews.wants(run)
         with self._stopwatch.section(bill):
             is_fit = engine.step(pictures)
+        if engine.compiled > self._compiled:
+            self._compiled = engine.compiled
+            self._widths.forget()
         self._learn(batch, sections[-1].seconds if is_fit else math.inf)
         for run, picture in zip(batch, pictures, strict=True):
             self._heart.progress(run.job, step=run.steps_done, phase=run.phase)
@@ -349,6 +353,7 @@ class Puller:
         assert run.denoising is not None  # noqa: S101 (only done runs come here)
         with self._stopwatch.section(lambda section: run.add("decode", section)):
             run.pictures.append(engine.decode(run.denoising))
+        run.is_compiled = engine.compiled > 0
         run.denoising = None
         if len(run.pictures) == run.job.params.num_images:
             self._retire(run, lambda: self._finisher.succeed(run))

@@ -73,6 +73,7 @@ class Startup:
                 device=device,
                 threads=max(1, int(spec.num_cpus)),
                 precision=spec.precision,
+                compiles=spec.compiles,
                 on_phase=self._on_phase,
                 on_share=self._on_share,
             )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdserve.families import Family, Kind
 from sdserve.generation import GenerationParams
+from workers.compiling import CompiledNetwork
 from workers.denoising import Conditioning, Denoising
 from workers.prompts import PromptEncoder
 
@@ -20,6 +21,7 @@ class UNetDenoiser:
 
     def __init__(self, pipeline: Any, *, kind: Kind, device: torch.device) -> None:
         self._pipeline = pipeline
+        self._network: Any = pipeline.unet
         self._kind = kind
         self._device = device
         self._prompts = PromptEncoder(pipeline, device)
@@ -74,7 +76,7 @@ class UNetDenoiser:
         pooled = [c.pooled for c in conditionings if c.pooled is not None]
         time_ids = [c.time_ids for c in conditionings if c.time_ids is not None]
         guidance = [c.guidance for c in conditionings if c.guidance is not None]
-        output: Tensor = self._pipeline.unet(
+        output: Tensor = self._network(
             torch.cat(inputs),
             torch.cat(times),
             encoder_hidden_states=torch.cat([c.embeddings for c in conditionings]),
@@ -87,6 +89,13 @@ class UNetDenoiser:
             return_dict=False,
         )[0]
         return output.split([len(c.embeddings) for c in conditionings])
+
+    def compile(self, backend: str) -> None:
+        self._network = CompiledNetwork(self._network, backend=backend)
+
+    @property
+    def compiled(self) -> int:
+        return self._network.ready if isinstance(self._network, CompiledNetwork) else 0
 
     def forget(self) -> None:
         self._prompts.forget()

@@ -87,9 +87,9 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("no lease", "redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)", ""),
         ("still queued", "count(load, 'queued:' .. facts[3], -1)", ""),
         ("debts that stay", "redis.call('DEL', shares)", ""),
-        ("any size", "asked.width .. 'x' .. asked.height ~= ARGV[6]", "false"),
-        ("drops the head of the queue", "if asked.width",
-         "redis.call('ZREM', queue, id) if asked.width"),
+        ("any size", "asked[5] .. 'x' .. asked[6] ~= ARGV[6]", "false"),
+        ("drops the head of the queue", "if asked[5]",
+         "redis.call('ZREM', queue, id) if asked[5]"),
     ],
     "list_jobs": [
         ("of any app", "(app == '' or held[1] == app)", "true"),

@@ -66,6 +66,7 @@ fuzz: setup ## look longer for answers that OpenAPI does not declare: make fuzz 
 .PHONY: bench
 bench: .venv-bench/.installed ## us beside others on the demo model, into docs/ (needs a quiet machine)
 	$(BIN)/python -m bench compare --out docs $(ARGS)
+	$(BIN)/python -m bench scenarios --out docs
 
 .PHONY: bench-smoke
 bench-smoke: setup ## what a warm request costs, in exact counts (half a minute)

@@ -46,7 +46,7 @@ class OwnStack:
 
 @contextmanager
 def own_stack(model: Path, deploy: Sequence[str] = ()) -> Generator[OwnStack]:
-    """Up, with an app of `model`; down afterwards.
+    """Up, with an app of `model` on the CPU; down afterwards.
 
     Args:
         model: a checkpoint.
@@ -73,7 +73,7 @@ def own_stack(model: Path, deploy: Sequence[str] = ()) -> Generator[OwnStack]:
     )
     try:
         stack.run("deploy_scripts.stack", "up")
-        stack.run("deploy_scripts.deploy_sd", *deploy, model.stem)
+        stack.run("deploy_scripts.deploy_sd", "--gpus", "0", *deploy, model.name)
         yield stack
     finally:
         stack.run("deploy_scripts.stack", "down")

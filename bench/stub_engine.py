@@ -26,6 +26,10 @@ class StubEngine(DiffusionEngine):
     def precision(self) -> str:
         return "none"
 
+    @property
+    def compiled(self) -> int:
+        return 0
+
     def begin(self, params: GenerationParams, image_index: int) -> Denoising:
         none = cast(Any, None)  # never looked at
         return Denoising(

@@ -44,7 +44,7 @@ async def http(proxy: TcpProxy) -> AsyncGenerator[httpx.AsyncClient]:
     settings = EdgeSettings(redis_url=proxy.url, job_ttl=JOB_TTL, sync_wait=timedelta(seconds=60))
     app = create_app(spec(), settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    client = httpx.AsyncClient(transport=transport, base_url="http://app", timeout=60)
+    client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60)
     async with app.router.lifespan_context(app), client:
         assert (await client.get("/v1/health")).status_code == 200  # connected
         yield client

@@ -136,12 +136,12 @@ def nearness(job: dict[str, Any]) -> tuple[int, int, int]:
     return job["status"] == "running", -(position or 0), job["progress"]["step"]
 
 
-def test_position_is_the_place_by_priority_and_fair_share(app: HttpApp, world: World) -> None:
+def test_position_is_the_place_by_fair_share(app: HttpApp, world: World) -> None:
     ann, bob = (create_key(world.store, name) for name in ("ann", "bob"))
     jobs = dict[str, tuple[str, Token]]()
 
-    def accepted_at(name: str, token: Token, priority: int = 0) -> int:
-        told = submit(app, token, priority=priority).json()
+    def accepted_at(name: str, token: Token) -> int:
+        told = submit(app, token).json()
         jobs[name] = told["id"], token
         return told["position"]
 
@@ -154,14 +154,32 @@ def test_position_is_the_place_by_priority_and_fair_share(app: HttpApp, world: W
 
     assert [accepted_at(f"ann {number}", ann) for number in (1, 2, 3)] == [0, 1, 2]
     assert accepted_at("bob 1", bob) == 1  # his share is as large: he does not wait for all hers
-    assert accepted_at("ann, urgent", ann, 5) == 0
-    assert accepted_at("bob, whenever", bob, -5) == 5
-    assert accepted_at("bob 2", bob) == 4
-    expected = ["ann, urgent", "ann 1", "bob 1", "ann 2", "bob 2", "ann 3", "bob, whenever"]
+    assert accepted_at("bob 2", bob) == 3
+    expected = ["ann 1", "bob 1", "ann 2", "bob 2", "ann 3"]
     while expected:
         assert places() == {name: place for place, name in enumerate(expected)}
         assert world.claim().id == jobs[expected.pop(0)][0]  # and so they are run
     assert places() == {}
+
+
+def test_priorities_order_the_jobs_of_one_key(app: HttpApp, world: World) -> None:
+    ann, bob = (create_key(world.store, name) for name in ("ann", "bob"))
+    names = dict[str, str]()
+
+    def submitted(name: str, token: Token, priority: int) -> int:
+        told = submit(app, token, priority=priority).json()
+        names[told["id"]] = name
+        return told["position"]
+
+    submitted("ann 1", ann, 0)
+    submitted("ann 2", ann, 0)
+    submitted("bob, whenever", bob, -5)
+    assert submitted("ann, urgent", ann, 5) == 0
+    submitted("bob 1", bob, 0)
+    order = [names[world.claim().id] for _ in range(5)]
+    assert [name for name in order if name.startswith("ann")] == ["ann, urgent", "ann 1", "ann 2"]
+    assert [name for name in order if name.startswith("bob")] == ["bob 1", "bob, whenever"]
+    assert {"ann, urgent", "bob 1"} == set(order[:2])  # nobody's urgency moves him before others
 
 
 @pytest.mark.parametrize(

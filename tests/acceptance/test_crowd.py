@@ -294,12 +294,12 @@ def test_a_crowd_of_two_keys_keeps_every_promise(busy: Stack, receiver: Receiver
 def streams_are_whole(user: User) -> None:
     """Event ids never go back, over reconnects too; the last event is the end."""
     assert user.streamed
-    for job_id, told in user.streamed.items():
-        numbers = [number for number, _ in told]
-        assert numbers == sorted(numbers), told  # equal: while queued only its place has changed
-        *before, last = [JobStatus(status) for _, status in told]
+    for job_id, seen in user.streamed.items():
+        numbers = [number for number, _ in seen]
+        assert numbers == sorted(numbers), seen  # equal: while queued only its place has changed
+        *before, last = [JobStatus(status) for _, status in seen]
         assert last is user.jobs[job_id].status
-        assert not any(status.is_final for status in before), told
+        assert not any(status.is_final for status in before), seen
 
 
 def jobs_are_private(url: str, user: User, other: User) -> None:

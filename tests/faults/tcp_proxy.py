@@ -83,31 +83,31 @@ class TcpProxy:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
         except (OSError, asyncio.CancelledError):  # the server is down, or we close: so is this
             writer.transport.abort()
-            self._connections.discard(task)
             return
         pumps = [
             asyncio.create_task(self._pump(reader, back, replies=False)),
             asyncio.create_task(self._pump(there, writer, replies=True)),
         ]
-        try:
-            with suppress(asyncio.CancelledError):  # the proxy closes
-                # When one side ends, so does the other.
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
+        # The proxy may close at any of these awaits: then nothing is waited for any more.
+        with suppress(asyncio.CancelledError):
+            # When one side ends, so does the other.
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
             for stream in (writer, back):
                 stream.close()
-                try:
+                with suppress(OSError, TimeoutError):  # who does not read is not waited for
                     await asyncio.wait_for(stream.wait_closed(), 1)
-                except (OSError, TimeoutError):  # who does not read is not waited for
-                    stream.transport.abort()
-            self._connections.discard(task)
+        for pump in pumps:
+            pump.cancel()
+        for stream in (writer, back):
+            stream.transport.abort()
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool

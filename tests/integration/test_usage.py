@@ -165,8 +165,8 @@ def test_a_bad_question_names_its_field(app: HttpApp, query: dict[str, str], fie
     assert answer.json()["errors"][0]["field"] == field
 
 
-def test_the_ends_of_the_calendar_are_dates_too(app: HttpApp, world: World) -> None:
-    world.redis.flushdb()  # of the other tests of this file
+def test_the_ends_of_the_calendar_are_dates_too(app: HttpApp, redis: Redis) -> None:
+    redis.flushdb()  # of the other tests of this file
     for day in ("0001-01-01", "9999-12-31", "0001-01-10"):
         assert ask(app, None, to=day)["data"] == []
     whole = {"from": "2025-01-01", "to": (date(2025, 1, 1) + timedelta(KEPT_DAYS - 1)).isoformat()}

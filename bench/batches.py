@@ -10,7 +10,6 @@ The two take turns (ABBA); the time is from the call to the last image on the di
 import argparse
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import socket
 import statistics
@@ -27,7 +26,7 @@ from fastapi import FastAPI
 
 from api import gateway, ingress
 from api.edge import EdgeSettings
-from bench.own_app import APP, HOUR, OwnApp, own_app
+from bench.own_app import APP, HOUR, own_app, serving
 from bench.statistics import abba, bootstrap_ratio
 from deploy_scripts.submit_batch import main as submit_batch
 from sdserve.apps import AppSpec
@@ -96,22 +95,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=5, help="of two turns of each way")
     options = parser.parse_args()
-    with own_app() as app, _served(app) as url, _feeding(app.redis_url):
+    with (
+        own_app() as app,
+        serving(_serve, app.store.apps()[APP], app.redis_url) as url,
+        _feeding(app.redis_url),
+    ):
         measure(url, options.jobs, options.steps, options.blocks)
-
-
-@contextmanager
-def _served(app: OwnApp) -> Generator[str]:
-    """The URL of the app under its route, and of the gateway, as Serve's proxy serves them."""
-    server = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(app.store.apps()[APP], app.redis_url, server))
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-    finally:
-        process.kill()
-        process.join()
 
 
 def _serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:

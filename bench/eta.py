@@ -14,39 +14,29 @@ import asyncio
 import multiprocessing
 import os
 import random
-import socket
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
-from api.edge import EdgeSettings
 from api.forecast import PLACEMENT_SECONDS
-from api.ingress import create_app
-from sdserve.api_keys import Role, new_token
+from bench.own_app import MODEL, new_client, replica_settings, serve, serving
 from sdserve.apps import AppSpec, AppState
 from sdserve.checkpoints import inspect_checkpoint
-from sdserve.key_operations import CreateKey
-from sdserve.limits import Quotas, ResultBudget
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
 from workers.puller import Puller
-from workers.replica_settings import ReplicaSettings
 
 APP = "sd-eta"
-HOUR = timedelta(hours=1)
-MODEL = Path(__file__).parent.parent / "demo_models" / "tiny-shapes-sd15.safetensors"
 PATIENCE = 300.0  # seconds for anything that must happen
 WARM_UP = 15  # jobs
 CLIENTS = 4
@@ -287,58 +277,17 @@ def main() -> None:
         store.register_app(spec)
         replica = Replica(spec, redis_url, store)
         try:
-            with _served(spec, redis_url) as url:
-                tokens = [_new_client(store, f"client{number}") for number in range(CLIENTS)]
+            with serving(serve, spec, redis_url) as url:
+                tokens = [new_client(store, f"client{number}") for number in range(CLIENTS)]
                 asyncio.run(measure(url, tokens, replica, options))
         finally:
             replica.stop()
             stop_redis(settings)
 
 
-def _new_client(store: RedisJobStore, name: str) -> str:
-    """The token of a new key."""
-    token = new_token()
-    store.run(
-        CreateKey(
-            key_id=token.key_id, name=name, role=Role.USER, digest=token.digest, quotas=Quotas()
-        )
-    )
-    return token.text
-
-
-@contextmanager
-def _served(spec: AppSpec, redis_url: str) -> Generator[str]:
-    """The app's URL."""
-    server = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(spec, redis_url, server))
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-    finally:
-        process.kill()
-        process.join()
-
-
-def _serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:
-    """Serve on `server` until killed."""
-    settings = EdgeSettings(redis_url=redis_url, job_ttl=HOUR, sync_wait=HOUR)
-    config = uvicorn.Config(create_app(spec, settings), log_level="warning")
-    uvicorn.Server(config).run([server])
-
-
 def _pull(spec: AppSpec, redis_url: str) -> None:
     """Be a replica until killed."""
-    settings = ReplicaSettings(
-        redis_url=redis_url,
-        lease=timedelta(seconds=5),
-        job_ttl=HOUR,
-        results=ResultBudget(ttl=HOUR),
-        max_result_bytes=2**25,
-        stop_grace=HOUR,
-        step_timeout=HOUR,
-        load_timeout=HOUR,
-    )
+    settings = replace(replica_settings(redis_url), lease=timedelta(seconds=5))
     Puller(spec, settings, born=time.monotonic())
     threading.Event().wait()
 

@@ -6,20 +6,23 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from api.edge import EdgeSettings
 from api.ingress import create_app
+from sdserve.api_keys import Role, new_token
 from sdserve.apps import AppSpec, AppState
 from sdserve.checkpoints import inspect_checkpoint
-from sdserve.limits import ResultBudget
+from sdserve.key_operations import CreateKey
+from sdserve.limits import Quotas, ResultBudget
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
@@ -57,7 +60,7 @@ def own_app(*, model: Path = MODEL, step_seconds: float | None = None) -> Genera
         server = socket.create_server(("127.0.0.1", 0), backlog=4096)
         context = multiprocessing.get_context("spawn")
         processes: list[BaseProcess] = [
-            context.Process(target=_serve, args=(spec, redis_url, server)),
+            context.Process(target=serve, args=(spec, redis_url, server)),
             context.Process(target=_pull, args=(spec, redis_url, step_seconds)),
         ]
         store = RedisJobStore(connect(redis_url))
@@ -80,6 +83,32 @@ def own_app(*, model: Path = MODEL, step_seconds: float | None = None) -> Genera
                     process.join()
             server.close()
             stop_redis(settings)
+
+
+@contextmanager
+def serving(target: Callable[..., None], *arguments: Any) -> Generator[str]:
+    """The URL of a process that runs `target(*arguments, socket)` until killed."""
+    server = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=target, args=(*arguments, server))
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        process.kill()
+        process.join()
+        server.close()
+
+
+def new_client(store: RedisJobStore, name: str) -> str:
+    """The token of a new API key."""
+    token = new_token()
+    store.run(
+        CreateKey(
+            key_id=token.key_id, name=name, role=Role.USER, digest=token.digest, quotas=Quotas()
+        )
+    )
+    return token.text
 
 
 def spec_of(model: Path) -> AppSpec:
@@ -105,7 +134,7 @@ def replica_settings(redis_url: str) -> ReplicaSettings:
     )
 
 
-def _serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:
+def serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:
     """Serve on `server` until killed."""
     settings = EdgeSettings(redis_url=redis_url, job_ttl=HOUR, sync_wait=HOUR)
     config = uvicorn.Config(create_app(spec, settings), log_level="warning", access_log=False)

@@ -25,13 +25,10 @@ import httpx
 from bench.connection import Request
 from bench.machine import facts
 from bench.open_loop import Run, fire, poisson, saturate
-from bench.own_app import MODEL
+from bench.own_app import MODEL, new_client
 from bench.own_stack import OwnStack, own_stack
 from bench.report import machine_line, replace_section, table
 from bench.statistics import fairness, tail
-from sdserve.api_keys import Role, new_token
-from sdserve.key_operations import CreateKey
-from sdserve.limits import Quotas
 from sdserve.redis_server import find_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
@@ -161,7 +158,7 @@ async def mixed_keys(bench: Bench) -> Rows:
     if redis_url is None:
         raise RuntimeError("the stack's Redis is not found")
     store = RedisJobStore(connect(redis_url))
-    tokens = [_new_client(store, f"client{number}") for number in range(CLIENTS)]
+    tokens = [new_client(store, f"client{number}") for number in range(CLIENTS)]
     sent = list[tuple[int, str]]()
     for number in range(30):
         for client in range(CLIENTS):
@@ -192,16 +189,6 @@ async def mixed_keys(bench: Bench) -> Rows:
             f"Jain's index {fairness(served):.3f}",
         ]
     ]
-
-
-def _new_client(store: RedisJobStore, name: str) -> str:
-    token = new_token()
-    store.run(
-        CreateKey(
-            key_id=token.key_id, name=name, role=Role.USER, digest=token.digest, quotas=Quotas()
-        )
-    )
-    return token.text
 
 
 async def killed_replica(bench: Bench) -> Rows:

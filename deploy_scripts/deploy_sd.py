@@ -85,7 +85,10 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     what.add_argument("--status", action="store_true", help="deployed apps: queue and replicas")
     what.add_argument("--delete", metavar="APP", help="delete an app; running jobs end normally")
     parser.add_argument(
-        "--models-dir", type=Path, default=settings.models_dir, help="default %(default)s"
+        "--models-dir",
+        type=Path,
+        default=settings.models_dir,
+        help="the folder of checkpoints (default %(default)s)",
     )
     parser.add_argument(
         "--gpus", type=_number(0), metavar="N",
@@ -97,8 +100,14 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser.add_argument(
         "--preload", action="store_true", help="bring the deployed apps up before their traffic"
     )
-    parser.add_argument("--min-replicas", type=_count(0), default=0, metavar="N")
-    parser.add_argument("--max-replicas", type=_count(1), default=1, metavar="N")
+    parser.add_argument(
+        "--min-replicas", type=_count(0), default=0, metavar="N",
+        help="replicas kept without work (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-replicas", type=_count(1), default=1, metavar="N",
+        help="replicas at most (default 1)",
+    )  # fmt: skip
     parser.add_argument(
         "--slots", type=_count(1), metavar="N",
         help="jobs that a replica may denoise together, where it measures that this pays "

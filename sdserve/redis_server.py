@@ -31,7 +31,7 @@ MINIMUM_VERSION = (7, 0)  # script flags: without them a full store kills runnin
 START_PATIENCE = 60.0  # seconds; a million jobs replay in 8
 STOP_PATIENCE = 30.0  # seconds
 PORT_PATIENCE = 5.0  # seconds
-# A job's hash stays compact with its request in it: 0.7 instead of 1.2 kB a queued job.
+# A job's hash stays compact with its request in it: 0.8 instead of 1.1 kB a queued job.
 LISTPACK_VALUE = 4096
 RESERVE_BYTES = 256 * 2**20  # for jobs and queues beside the results
 

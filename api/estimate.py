@@ -38,9 +38,8 @@ def eta_seconds(job: Job, app: AppStatus | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-def retry_after(eta: float | None, app: AppStatus | None) -> int:
+def retry_after(seconds: float | None, app: AppStatus | None) -> int:
     """Whole seconds until a look is worth it, 1..60: the ETA, or what is known of a start."""
-    seconds = eta
     if seconds is None and app is not None:
         seconds = _until_free(app)
     return min(MAX_LOOK, max(1, math.ceil(seconds or 0)))

@@ -9,7 +9,7 @@ from api import batch_routes
 from api.caller import KnownCaller
 from api.edge import Edge, EdgeSettings
 from api.job_routes import JobRoutes
-from api.layers import add_layers
+from api.layers import HEALTH, add_layers
 from api.openapi import Api
 from api.schemas import GatewayHealth, ModelBody, ModelList, ProcessAlive
 from api.usage_routes import UsageRoutes
@@ -43,12 +43,12 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         sha256s = await edge.store.sha256s([spec.checkpoint.file for spec in apps.values()])
         return ModelList(data=list(map(ModelBody.of, apps.values(), statuses, sha256s)))
 
-    @app.get("/v1/health", tags=["health"])
+    @app.get(HEALTH, tags=["health"])
     async def health() -> GatewayHealth:
         """200 when the job store answers."""
         return GatewayHealth(apps=len(await edge.store.apps()))
 
-    @app.get("/v1/health/live", tags=["health"])
+    @app.get(f"{HEALTH}/live", tags=["health"])
     async def live() -> ProcessAlive:
         """This process answers (liveness probe)."""
         return ProcessAlive()

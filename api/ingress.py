@@ -13,14 +13,15 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.types import Receive
 
 from api.allowances import allowances, allowances_of, note_allowances, rate_headers
 from api.caller import KnownCaller, SeesDetails
 from api.edge import Edge, EdgeSettings
 from api.estimate import full_queue_retry_after, full_server_retry_after, retry_after
-from api.hang_up import CLIENT_GONE, ClientGoneError
+from api.hang_up import CLIENT_GONE, ClientGoneError, unless_gone
 from api.job_routes import JobRoutes
-from api.layers import add_layers
+from api.layers import HEALTH, add_layers
 from api.openapi import (
     IMAGES,
     JOB_ID,
@@ -124,9 +125,9 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
         responses=_GENERATE_ANSWERS,
     )(front.generate)
     shown_key = problem_responses(401)
-    app.get("/v1/health", tags=["health"], responses=shown_key)(front.health)
-    app.get("/v1/health/ready", tags=["health"], responses=shown_key)(front.ready)
-    app.get("/v1/health/live", tags=["health"])(front.live)
+    app.get(HEALTH, tags=["health"], responses=shown_key)(front.health)
+    app.get(f"{HEALTH}/ready", tags=["health"], responses=shown_key)(front.ready)
+    app.get(f"{HEALTH}/live", tags=["health"])(front.live)
     app.get("/v1/models", tags=["models"])(front.models)
     app.include_router(JobRoutes(edge, spec.name).router())
     return app
@@ -173,17 +174,9 @@ class Ingress:
         if hold and not self._edge.held.has_room(caller.client):
             # Its job is accepted: rather than refuse to wait, say so at once.
             hold, wanted = 0.0, replace(wanted, wait=None)
-        # With a key he may come back for it; a 202 tells him the id.
-        may_return = key is not None or hold == 0
         try:
             with self._edge.held.place(caller.client) if hold else nullcontext():
-                job = await (
-                    self._edge.wait(submitted.job_id, hold)
-                    if may_return
-                    else self._edge.wait_for(
-                        request.receive, self._spec.name, submitted.job_id, hold
-                    )
-                )
+                job = await self._outcome(request.receive, submitted.job_id, hold, key=key)
             response = await self._answer(job, raw)
         except StoreUnavailableError as error:
             error.job_id = submitted.job_id  # it is in Redis: sent again it would be drawn twice
@@ -196,6 +189,18 @@ class Ingress:
         if applied:
             response.headers["Preference-Applied"] = applied
         return response
+
+    async def _outcome(self, receive: Receive, job_id: str, hold: float, *, key: str | None) -> Job:
+        """The job once it is final, or as it stands after `hold` seconds.
+
+        Raises:
+            ClientGoneError: its client hung up; with a key he may come back for it, so it goes on.
+        """
+        if not hold:  # a 202 tells him the id
+            return await self._edge.wait(job_id, 0)
+        if key is not None:
+            return await unless_gone(receive, self._edge.wait(job_id, hold))
+        return await self._edge.wait_for(receive, self._spec.name, job_id, hold)
 
     async def health(self, has_details: SeesDetails) -> HealthResponse:
         """200 when the app can accept work (a cold app can); 503 when it is broken."""

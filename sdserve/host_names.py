@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from sdserve.loopback import is_address, is_loopback
 
 ANY = "*"
-_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.ASCII)
+NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class HostNames:
         """
         names = frozenset(filter(None, (part.strip().lower() for part in text.split(","))))
         for name in names:
-            if name != ANY and not is_address(name) and not _NAME.fullmatch(name):
+            if name != ANY and not is_address(name) and not NAME.fullmatch(name):
                 raise ValueError(f"'{name}' is no host name: give names without scheme and port")
         return cls(names=names)
 

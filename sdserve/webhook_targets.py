@@ -19,13 +19,13 @@ from typing import Self
 import httpx
 
 from sdserve.errors import InvalidParameterError
+from sdserve.host_names import NAME
 
 Address = IPv4Address | IPv6Address
 
 MAX_URL = 2048  # characters
 HTTPS_PORT = 443
 FIRST_FREE_PORT = 1024  # below are ports of system services, such as mail
-HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.ASCII)
 
 # Special-purpose addresses (the IANA registries of RFC 6890, and multicast), as of 2026-11: our own
 # list, for what Python's `is_global` knows of them depends on its patch level. Blocks that the
@@ -65,7 +65,7 @@ class WebhookTargets:
             try:
                 networks.append(ip_network(entry))
             except ValueError:
-                if not HOST.fullmatch(entry) or _ends_in_number(entry):
+                if not NAME.fullmatch(entry) or _ends_in_number(entry):
                     message = f"'{entry}' is no host name, address or network"
                     raise ValueError(message) from None
                 hosts.add(entry)
@@ -145,7 +145,7 @@ def _url(text: str) -> httpx.URL:
 
 def _host(url: httpx.URL) -> str:
     host = url.raw_host.decode("ascii").lower().removesuffix(".")
-    if _address(host) is None and (not HOST.fullmatch(host) or _ends_in_number(host)):
+    if _address(host) is None and (not NAME.fullmatch(host) or _ends_in_number(host)):
         raise _refused(f"'{host}' is neither a host name nor an address in its usual form")
     return host
 

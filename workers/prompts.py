@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,9 +60,9 @@ class PromptEncoder:
         key = _plain(prompt), _plain(negative_prompt) if is_guided else "", is_guided
         if known := self._kept.get(key):
             self._kept.move_to_end(key)
-            return Encoded(embeddings=known.embeddings, pooled=known.pooled, is_cached=True)
+            return known
         encoded = self._encode(key)
-        self._kept[key] = encoded
+        self._kept[key] = replace(encoded, is_cached=True)
         self._room -= encoded.nbytes
         while self._room < 0:
             self._room += self._kept.popitem(last=False)[1].nbytes

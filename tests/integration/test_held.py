@@ -13,7 +13,7 @@ from sdserve.store import RedisJobStore
 from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
 from tests.keys import bearer, create_key
 from tests.store_world import World
-from tests.values import spec
+from tests.values import APP, spec
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -82,6 +82,16 @@ def test_a_refused_request_holds_nothing(app: HttpApp, world: World) -> None:
         for _ in range(2 * MOST):
             assert app.http.get(path, headers=bearer(ann)).status_code in (404, 422)
     assert app.app.state.held.count == 0
+
+
+def test_who_hangs_up_with_an_idempotency_key_makes_room_too(redis_url: str, world: World) -> None:
+    settings = edge_settings(redis_url, sync_wait=timedelta(seconds=60))
+    with HttpApp(ingress.create_app(spec(), settings)) as app:
+        client = app.call_generate("Prefer: wait=60", "Idempotency-Key: k")
+        until(lambda: app.app.state.held.count == 1)
+        client.close()
+        until(lambda: app.app.state.held.count == 0, limit=30)  # it would be held for 60 s
+        assert world.store.app_status(APP).queued == 1
 
 
 def test_a_generate_that_cannot_be_held_is_a_202(redis_url: str, world: World) -> None:

@@ -129,6 +129,17 @@ def test_what_commands_haproxy_is_in_a_folder_of_this_user_alone(tmp_path: Path)
     assert not sockets.exists()
 
 
+@linux
+def test_an_environment_that_is_made_twice_still_runs_haproxy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in haproxy.prepare(tmp_path / "state").items():
+        monkeypatch.setenv(name, value)  # as `eval` of `node-env` does
+    launcher = haproxy.prepare(tmp_path / "state")["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    version = subprocess.run([launcher, "-v"], capture_output=True, timeout=60, text=True)
+    assert version.stdout.startswith("HAProxy version")
+
+
 def test_serve_proxy_is_the_choice_where_haproxy_cannot_be(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,10 +1,12 @@
 """What the HTTP edge keeps to through HAProxy: hang-ups, kills, changes of the routes."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import psutil
@@ -132,20 +134,20 @@ def test_what_happens_to_one_app_touches_no_process_and_no_request_of_another(
 ) -> None:
     before = {process.pid for process in victims(stack, GATEWAY)}
     job_id = server.generate(APP, **LONG, headers={"Prefer": "respond-async"}).json()["id"]
-    other = stack.add_model("tiny-shapes-sd15").with_name("late-comer.safetensors")
-    other.write_bytes((stack.models / "tiny-shapes-sd15.safetensors").read_bytes())
+    model = stack.models / "tiny-shapes-sd15.safetensors"
+    other = Path(shutil.copy(model, model.with_name("late-comer.safetensors")))
     with EventClient(server.url, job_id) as stream, ThreadPoolExecutor(8) as pool:
         held = [pool.submit(server.finished, job_id) for _ in range(8)]
         for options in ((), ("--queue-limit", "7")):
             assert stack.deploy_sd(other.name, *options).returncode == 0
             # On a connection from before the deployment too.
-            model = server.get("/sd-late-comer/v1/models").json()["data"][0]
-        assert model["limits"]["queue"] == 7
+            told = server.get("/sd-late-comer/v1/models").json()["data"][0]
+        assert told["limits"]["queue"] == 7
         assert stack.deploy_sd("--delete", "sd-late-comer").returncode == 0
         assert server.get("/sd-late-comer/v1/health").status_code == 404
         jobs = [each.result() for each in held]
         events = [event.data for event in stream if event.kind == "job"]
-    assert {(job["status"], job["attempt"]) for job in jobs} == {("succeeded", 1)}
+    assert {(job["status"], job["attempt"]) for job in jobs} == {("succeeded", 1)}, jobs[0]["error"]
     assert events[-1]["status"] == "succeeded"
     assert {process.pid for process in victims(stack, GATEWAY)} == before
     other.unlink()

@@ -169,7 +169,7 @@ class Ingress:
         try:
             with self._edge.held.place(caller.client) if hold else nullcontext():
                 job = await self._outcome(request.receive, submitted.job_id, hold, key=key)
-            response = await self._answer(job, raw)
+            response = await self._answer(job, raw, is_async=wanted.is_async and not hold)
         except StoreUnavailableError as error:
             error.job_id = submitted.job_id  # it is in Redis: sent again it would be drawn twice
             raise
@@ -253,14 +253,14 @@ class Ingress:
         is_free = submitted.admission is Admission.RUN_NOW
         return self._edge.settings.sync_wait.total_seconds() if is_free else 0.0
 
-    async def _answer(self, job: Job, raw: ImageFormat | None) -> Response:
-        if not job.status.is_final:
+    async def _answer(self, job: Job, raw: ImageFormat | None, *, is_async: bool) -> Response:
+        # Who asked for a 202 at once gets one, also when the job was quicker than this look at it.
+        if is_async or not job.status.is_final:
             status = await self._edge.app_of(job)
-            body = JobResponse.of(job, status, [])
-            headers = {
-                "Location": f"/v1/jobs/{job.id}",
-                "Retry-After": str(retry_after(body.eta_seconds, status)),
-            }
+            body = JobResponse.of(job, status, await self._edge.images(job))
+            headers = {"Location": f"/v1/jobs/{job.id}"}
+            if not job.status.is_final:
+                headers["Retry-After"] = str(retry_after(body.eta_seconds, status))
             return JSONResponse(body.model_dump(mode="json"), 202, headers=headers)
         if job.status is JobStatus.CANCELLED:
             message = f"Job {job.id} was cancelled."

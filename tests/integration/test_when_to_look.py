@@ -209,3 +209,18 @@ def test_a_wait_on_a_line_of_its_own_is_held_and_respond_async_is_not_applied_to
         world.succeed(world.claim())
         status, headers, _ = answer(client)
     assert (status, headers["preference-applied"]) == (200, "wait=60")
+
+
+def test_who_asks_for_a_202_gets_one_also_of_a_job_that_has_ended(
+    app: HttpApp, world: World
+) -> None:
+    named = ASYNC | {"Idempotency-Key": "k"}
+    first = app.generate(named).json()
+    world.succeed(world.claim())
+    again = app.generate(named)
+    assert again.status_code == 202
+    assert again.headers["Preference-Applied"] == "respond-async"
+    assert again.headers["Location"] == f"/v1/jobs/{first['id']}"
+    assert "Retry-After" not in again.headers
+    assert again.json() == app.http.get(f"/v1/jobs/{first['id']}").json()
+    assert again.json()["status"] == "succeeded"

@@ -38,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.only) - parts.SELECTABLE:
         parser.error(f"--only {' '.join(sorted(unknown))}: no such goal or part; see --help")
-    # What parts have started is stopped by the ends of their `with` blocks, also when told to end.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if missing := requirements.missing():
         print(requirements.told(missing), file=sys.stderr)
         return 2
+    # What parts have started is stopped by the ends of their `with` blocks, also when told to end.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     # After the look at what is installed: it imports all of that.
     from bench.gpu.measurement import measure_all
     from bench.gpu.plan import Plan

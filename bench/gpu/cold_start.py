@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import load
-from bench.gpu import links
 from bench.gpu.findings import Findings, Row, met, told
+from bench.gpu.links import Links
 from bench.gpu.subject import Subject
 from bench.gpu.zygote import Zygote, zygote
 from bench.statistics import Estimate, bootstrap_ratio, judge
@@ -21,6 +21,10 @@ OURS = "ours, imports done"
 LINK = 1.3  # C1, C3: times bytes by the slowest link
 HOT = 0.40  # C2, seconds
 FIRST = {"hot": 3.0, "cold": 4.0}  # C5, seconds
+PREPARE: dict[str, Callable[[Path], None]] = {
+    "hot": load.fill_cache,
+    "cold": load.drop_from_cache,
+}
 RATIO = {True: 0.35, False: 0.5}  # C6 with and without a GPU
 
 
@@ -45,24 +49,15 @@ class Cache:
 
 def measure(subject: Subject) -> Findings:
     plan, path = subject.plan, subject.path
-    reading, copying = links.cold_speed(path), links.cached_speed(path)
-    bus = links.bus_speed(plan.device)
-    above = [] if bus is None else [bus]
+    links = Links.of(path, plan.device)
     with zygote(plan.threads) as standby:
-        hot = _measured(
-            "hot", min([copying, *above]), load.fill_cache, plan.rounds, subject, standby
-        )
-        cold = _measured(
-            "cold", min([reading, *above]), load.drop_from_cache, plan.cold_rounds, subject, standby
-        )
-    speeds = f"storage {reading / 1e9:.2f}, page cache {copying / 1e9:.2f}" + (
-        f", bus {bus / 1e9:.1f}" if bus else ""
-    )
+        hot = _measured("hot", links.slowest(links.page_cache), plan.rounds, subject, standby)
+        cold = _measured("cold", links.slowest(links.storage), plan.cold_rounds, subject, standby)
     return Findings(
         rows=[
             Row(
                 what=f"{subject.kind} {path.stat().st_size / 1e9:.2f} GB: links",
-                figure=f"{speeds} GB/s",
+                figure=str(links),
             ),
             _loading("C1", hot, subject),
             _seconds(hot, subject),
@@ -77,15 +72,8 @@ def measure(subject: Subject) -> Findings:
     )
 
 
-def _measured(
-    name: str,
-    link: float,
-    prepare: Callable[[Path], None],
-    rounds: int,
-    subject: Subject,
-    standby: Zygote,
-) -> Cache:
-    path, setting = subject.path, subject.setting
+def _measured(name: str, link: float, rounds: int, subject: Subject, standby: Zygote) -> Cache:
+    path, setting, prepare = subject.path, subject.setting, PREPARE[name]
     ways: dict[str, Callable[[], load.Row]] = {
         "plain": lambda: load.run("plain", path, setting),
         "ours": lambda: standby.load(OURS, path, setting),

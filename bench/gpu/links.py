@@ -5,7 +5,9 @@ import mmap
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -17,27 +19,45 @@ PINNED = 256 << 20  # bytes
 COPIES = 8
 
 
-def cold_speed(path: Path) -> float:
-    """Of storage: past the page cache where the file system can, else with that emptied."""
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """Of one file and one device, bytes a second."""
+
+    storage: float
+    page_cache: float
+    bus: float | None  # from pinned memory to the GPU; None without one
+
+    @classmethod
+    def of(cls, path: Path, device: str) -> Self:
+        storage = _storage_speed(path)
+        fill_cache(path)
+        return cls(
+            storage=storage,
+            page_cache=read_speed(path, READERS),
+            bus=None if device == "cpu" else _bus_speed(device),
+        )
+
+    def slowest(self, first: float) -> float:
+        """Of a way that begins with the storage, or with the page cache."""
+        return first if self.bus is None else min(first, self.bus)
+
+    def __str__(self) -> str:
+        bus = "" if self.bus is None else f", bus {self.bus / 1e9:.1f}"
+        return f"storage {self.storage / 1e9:.2f}, page cache {self.page_cache / 1e9:.2f}{bus} GB/s"
+
+
+def _storage_speed(path: Path) -> float:
+    """Past the page cache where the file system can, else with that emptied."""
     try:
         return _direct_speed(path)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # what tmpfs and some overlays say
+        if error.errno != errno.EINVAL:  # what tmpfs and some overlays say to O_DIRECT
             raise
         drop_from_cache(path)
         return read_speed(path, READERS)
 
 
-def cached_speed(path: Path) -> float:
-    """Of the copy out of the page cache."""
-    fill_cache(path)
-    return read_speed(path, READERS)
-
-
-def bus_speed(device: str) -> float | None:
-    """From pinned memory to the GPU; None without one."""
-    if device == "cpu":
-        return None
+def _bus_speed(device: str) -> float:
     pinned = torch.empty(PINNED, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(pinned, device=device)
     there.copy_(pinned)

@@ -30,8 +30,11 @@ def measure_all(plan: Plan, options: Namespace) -> int:
         options: `folder`, `out`, `only` and `kinds` of the command line.
     """
     torch.set_num_threads(plan.threads)
-    record = Record(options.out, plan)
     asked = list(turns(options.kinds, options.only))
+    if not asked:
+        _say("no part shows one of these goals with one of these kinds")
+        return 2
+    record = Record(options.out, plan)
     wanted = [turn for turn in asked if options.only or _is_due(turn, plan, record)]
     _say(f"{len(wanted)} of {len(asked)} parts to measure on {plan.device}, {plan.size} size")
     paths = make_checkpoints(options.folder, dict.fromkeys(turn.kind for turn in wanted), plan)

@@ -13,14 +13,13 @@ from bench.statistics import quantile
 
 READY = {True: 1.0, False: 0.3}  # C4 with and without a GPU, seconds
 MEMORY = 400.0  # C9, MiB
-FRESH = 3  # starts without it
 
 
 def measure(subject: Subject) -> Findings:
     plan = subject.plan
     with zygote(plan.threads) as standby:
         forked = [standby.first_operation(plan.device)["process"] for _ in range(plan.samples)]
-    fresh = [_fresh(plan.device) for _ in range(FRESH)]
+    fresh = [_fresh(plan.device) for _ in range(plan.cold_rounds)]
     goal, ready = READY[plan.is_gpu], standby.ready
     contexts = int(ready["has_context"])
     is_small = ready["rss"] <= MEMORY and not contexts

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Variant:
     name: str
     load: Callable[[Subject], DiffusionEngine]
     prepare: Callable[[DiffusionEngine, Subject], None] = lambda _engine, _subject: None
+    step_cache: int = 1  # of the requests
     needs_gpu: bool = False
 
 
@@ -63,6 +64,8 @@ VARIANTS = (
         needs_gpu=True,
     ),
     Variant(name="compiled", load=_as_planned, prepare=_compiled),
+    Variant(name="step_cache 2", load=_as_planned, step_cache=2),
+    Variant(name="step_cache 3", load=_as_planned, step_cache=3),
     # Again, for the drift of the machine meanwhile.
     Variant(name="as served, again", load=_as_planned),
 )
@@ -105,9 +108,12 @@ def _run(variant: Variant, subject: Subject) -> tuple[Any, list[float], float | 
         held = torch.cuda.memory_allocated(engine.device)
     else:
         held = 0
-    picture = draw(engine, subject.request(0)).astype(float)
+    first, *others = (
+        replace(asked, step_cache=variant.step_cache) for asked in subject.requests(1 + PICTURES)
+    )
+    picture = draw(engine, first).astype(float)
     seconds = list[float]()
-    for asked in subject.requests(PICTURES, 1):
+    for asked in others:
         wait_for(engine)
         start = time.perf_counter()
         draw(engine, asked)

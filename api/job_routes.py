@@ -15,9 +15,10 @@ from api.preferences import LongPoll
 from api.problems import HttpProblemError, problem_responses
 from api.schemas import JobList, JobResponse, PreviewBody
 from sdserve.errors import JobNotFoundError
+from sdserve.generation import MAX_IMAGES
 from sdserve.job_list import CURSOR, ListJobs, ListPlace
-from sdserve.jobs import Job, JobStatus
-from sdserve.operations import Cancel
+from sdserve.jobs import JobStatus
+from sdserve.operations import Cancel, Seen
 
 JobId = Annotated[
     str,
@@ -35,7 +36,7 @@ LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="of the last event that was received")
 ]
 VERSION = {"type": "string", "pattern": r"^\d+$"}
-ImageNumber = Annotated[int, Path(ge=0, le=7)]
+ImageNumber = Annotated[int, Path(ge=0, lt=MAX_IMAGES)]
 
 MAX_PAGE = 100  # jobs
 
@@ -148,13 +149,13 @@ class JobRoutes:
         wait: LongPoll = 0,
     ) -> JobResponse | Response:
         """The job as it stands, or as soon as it is final."""
-        job = await self._own(job_id, caller)
-        if wait and not job.status.is_final:
+        seen = await self._own(job_id, caller)
+        if wait and not seen.job.status.is_final:
             try:
-                job = await unless_gone(request.receive, self._edge.wait(job_id, wait))
+                seen = await unless_gone(request.receive, self._edge.wait(job_id, wait))
             except ClientGoneError:  # whose place another may have
                 return Response(status_code=CLIENT_GONE)
-        return await self._answer(job, response)
+        return await self._answer(seen, response)
 
     async def events(
         self,
@@ -165,12 +166,12 @@ class JobRoutes:
         previews: Previews = False,
     ) -> Response:
         """Every change of the job as it happens (Server-Sent Events), until its end."""
-        job = await self._own(job_id, caller)
+        job = (await self._own(job_id, caller)).job
         return event_stream(self._edge.viewers, job, previews=previews, last_event_id=last_event_id)
 
     async def cancel(self, job_id: JobId, caller: KnownCaller, response: Response) -> JobResponse:
         """Cancel: a queued job at once (200), a running one within a step (202)."""
-        job = await self._own(job_id, caller)
+        job = (await self._own(job_id, caller)).job
         cancel = Cancel(app=job.app, job_id=job.id, job_ttl=self._edge.settings.job_ttl)
         was = await self._edge.store.run(cancel)
         if was is JobStatus.RUNNING:
@@ -178,7 +179,7 @@ class JobRoutes:
         elif was is not JobStatus.QUEUED and was is not JobStatus.CANCELLED:
             message = f"Job {job.id} is {was or 'gone'} already: there is nothing to cancel."
             raise HttpProblemError(409, "job_is_final", message)
-        return await self._answer(await self._edge.job(job_id), response)
+        return await self._answer(await self._edge.look(job_id), response)
 
     async def first_image(self, job_id: JobId, caller: KnownCaller) -> Response:
         """The bytes of the first image."""
@@ -186,7 +187,7 @@ class JobRoutes:
 
     async def image(self, job_id: JobId, number: ImageNumber, caller: KnownCaller) -> Response:
         """The bytes of one image, counted from 0."""
-        picture = await self._edge.image(await self._own(job_id, caller), number)
+        picture = await self._edge.image((await self._own(job_id, caller)).job, number)
         # A result never changes, so its name is its version.
         headers = {
             "ETag": f'"{job_id}-{number}"',
@@ -195,15 +196,14 @@ class JobRoutes:
         }
         return Response(picture.data, media_type=picture.media_type, headers=headers)
 
-    async def _own(self, job_id: str, caller: Caller) -> Job:
-        job = await self._edge.job_of(caller, job_id)
-        if self._app is not None and job.app != self._app:
+    async def _own(self, job_id: str, caller: Caller) -> Seen:
+        seen = await self._edge.look_of(caller, job_id)
+        if self._app is not None and seen.job.app != self._app:
             raise JobNotFoundError(job_id)
-        return job
+        return seen
 
-    async def _answer(self, job: Job, response: Response) -> JobResponse:
-        status = await self._edge.app_of(job)
-        body = JobResponse.of(job, status, await self._edge.images(job))
-        if not job.status.is_final:
-            response.headers["Retry-After"] = str(retry_after(body.eta_seconds, status))
+    async def _answer(self, seen: Seen, response: Response) -> JobResponse:
+        body = JobResponse.of(seen.job, seen.app, await self._edge.images(seen))
+        if not seen.job.status.is_final:
+            response.headers["Retry-After"] = str(retry_after(body.eta_seconds, seen.app))
         return body

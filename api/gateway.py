@@ -30,8 +30,9 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         summary="Jobs and models of all deployed Stable Diffusion checkpoints",
         lifespan=lifespan,
     )
-    add_layers(app, edge, streaming=[batch_routes.ROUTE])
-    app.include_router(JobRoutes(edge).router())
+    jobs = JobRoutes(edge)
+    add_layers(app, edge, jobs, streaming=[batch_routes.ROUTE])
+    app.include_router(jobs.router())
     app.include_router(batch_routes.BatchRoutes(edge).router())
     app.include_router(UsageRoutes(edge.store).router())
 

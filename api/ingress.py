@@ -115,7 +115,8 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
         lifespan=lifespan,
         defaults=spec.defaults,
     )
-    add_layers(app, edge)
+    jobs = JobRoutes(edge, spec.name)
+    add_layers(app, edge, jobs)
     front = Ingress(spec, edge)
     app.post(
         "/v1/generate",
@@ -128,7 +129,7 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
     app.get(f"{HEALTH}/ready", tags=["health"], responses=shown_key)(front.ready)
     app.get(f"{HEALTH}/live", tags=["health"])(front.live)
     app.get("/v1/models", tags=["models"])(front.models)
-    app.include_router(JobRoutes(edge, spec.name).router())
+    app.include_router(jobs.router())
     return app
 
 

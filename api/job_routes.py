@@ -36,8 +36,9 @@ LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="of the last event that was received")
 ]
 VERSION = {"type": "string", "pattern": r"^\d+$"}
-ImageNumber = Annotated[int, Path(ge=0, lt=MAX_IMAGES)]
+ImageNumber = Annotated[int, Path(ge=0, le=MAX_IMAGES - 1)]
 
+JOBS = "/v1/jobs"
 MAX_PAGE = 100  # jobs
 
 _JOB_ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -91,7 +92,7 @@ class JobRoutes:
         self._app = app
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+        router = APIRouter(prefix=JOBS, tags=["jobs"])
         router.get("", name="list")(self.jobs)
         router.get(
             "/{job_id}",
@@ -100,7 +101,9 @@ class JobRoutes:
             responses=_JOB_ANSWERS,
             dependencies=[HOLDS_POLL],
         )(self.job)
-        router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
+        router.delete("/{job_id}", response_model=JobResponse, responses=_CANCEL_ANSWERS)(
+            self.cancel
+        )
         router.get(
             "/{job_id}/events",
             response_class=Response,
@@ -145,9 +148,8 @@ class JobRoutes:
         job_id: JobId,
         caller: KnownCaller,
         request: Request,
-        response: Response,
         wait: LongPoll = 0,
-    ) -> JobResponse | Response:
+    ) -> Response:
         """The job as it stands, or as soon as it is final."""
         seen = await self._own(job_id, caller)
         if wait and not seen.job.status.is_final:
@@ -155,7 +157,11 @@ class JobRoutes:
                 seen = await unless_gone(request.receive, self._edge.wait(job_id, wait))
             except ClientGoneError:  # whose place another may have
                 return Response(status_code=CLIENT_GONE)
-        return await self._answer(seen, response)
+        return await self._answer(seen)
+
+    async def look(self, job_id: str, caller: Caller) -> Response:
+        """As `job` for who waits for nothing."""
+        return await self._answer(await self._own(job_id, caller))
 
     async def events(
         self,
@@ -169,17 +175,16 @@ class JobRoutes:
         job = (await self._own(job_id, caller)).job
         return event_stream(self._edge.viewers, job, previews=previews, last_event_id=last_event_id)
 
-    async def cancel(self, job_id: JobId, caller: KnownCaller, response: Response) -> JobResponse:
+    async def cancel(self, job_id: JobId, caller: KnownCaller) -> Response:
         """Cancel: a queued job at once (200), a running one within a step (202)."""
         job = (await self._own(job_id, caller)).job
         cancel = Cancel(app=job.app, job_id=job.id, job_ttl=self._edge.settings.job_ttl)
         was = await self._edge.store.run(cancel)
-        if was is JobStatus.RUNNING:
-            response.status_code = 202
-        elif was is not JobStatus.QUEUED and was is not JobStatus.CANCELLED:
+        if was not in (JobStatus.RUNNING, JobStatus.QUEUED, JobStatus.CANCELLED):
             message = f"Job {job.id} is {was or 'gone'} already: there is nothing to cancel."
             raise HttpProblemError(409, "job_is_final", message)
-        return await self._answer(await self._edge.look(job_id), response)
+        status = 202 if was is JobStatus.RUNNING else 200
+        return await self._answer(await self._edge.look(job_id), status)
 
     async def first_image(self, job_id: JobId, caller: KnownCaller) -> Response:
         """The bytes of the first image."""
@@ -202,8 +207,10 @@ class JobRoutes:
             raise JobNotFoundError(job_id)
         return seen
 
-    async def _answer(self, seen: Seen, response: Response) -> JobResponse:
+    async def _answer(self, seen: Seen, status: int = 200) -> Response:
         body = JobResponse.of(seen.job, seen.app, await self._edge.images(seen))
+        headers = dict[str, str]()
         if not seen.job.status.is_final:
-            response.headers["Retry-After"] = str(retry_after(body.eta_seconds, seen.app))
-        return body
+            headers["Retry-After"] = str(retry_after(body.eta_seconds, seen.app))
+        # Made by us, as it is: FastAPI would check again what was just built.
+        return Response(body.model_dump_json(), status, headers, media_type="application/json")

@@ -15,6 +15,7 @@ from api.hang_up import ClientGoneError, unless_gone
 from api.held import HeldRequests
 from api.job_events import JobEvents
 from api.rate_limit import RateLimiter
+from api.registry import Registry
 from api.viewers import Viewers
 from sdserve.apps import AppStatus
 from sdserve.async_store import AsyncJobStore, connect_async
@@ -33,7 +34,7 @@ from sdserve.webhook_targets import WebhookTargets
 
 log = logging.getLogger(__name__)
 
-REAP_INTERVAL = 1.0  # seconds
+LOOK_INTERVAL = 1.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class EdgeSettings:
 
 
 class Edge:
-    """The store, and the events that wake whoever waits for a job."""
+    """The store, and the events that wake whoever waits for a job: one for all of a process."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self.settings = settings
@@ -68,17 +69,18 @@ class Edge:
         )
         self.held = HeldRequests(most=settings.max_held, most_of_client=settings.max_held_per_key)
         self.viewers = Viewers(self.store)
-        self._events = JobEvents(settings.redis_url, self.job, self.viewers)
+        self.registry = Registry(self.store)
+        self._events = JobEvents(settings.redis_url, self.job, self.viewers, self.registry)
         self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request
 
     @asynccontextmanager
-    async def running(self, app: str | None = None) -> AsyncGenerator[None]:
-        """Listen, and take back run-out leases of `app` (None: of all), while we serve."""
+    async def running(self) -> AsyncGenerator[None]:
+        """Listen, and take back run-out leases, while we serve."""
         tasks = [
-            asyncio.create_task(self._events.listen(app), name="events"),
+            asyncio.create_task(self._events.listen(), name="events"),
             asyncio.create_task(self.viewers.run(), name="viewers"),
-            asyncio.create_task(self._reap(app), name="reap"),
+            asyncio.create_task(self._look_after(), name="look after"),
         ]
         try:
             yield
@@ -190,14 +192,15 @@ class Edge:
         media_type = job.params.format.media_type
         return EncodedImage(data=blobs[0], media_type=media_type, seed=job.image_seeds[number])
 
-    async def _reap(self, only: str | None) -> None:
-        """Replicas reap too; the edge does it when an app has none left, or is deleted."""
+    async def _look_after(self) -> None:
+        """Take leases back: replicas do it too, but an app may have none left, or be deleted."""
         while not self._stopped:
-            await asyncio.sleep(REAP_INTERVAL)
+            await asyncio.sleep(LOOK_INTERVAL)
             try:
-                for app in [only] if only else await self.store.unfinished():
+                await self.registry.refresh()
+                for app in await self.store.unfinished():
                     reaped = await self.store.run(Reap(app=app, job_ttl=self.settings.job_ttl))
                     if reaped.requeued or reaped.ended:
                         log.warning("%s: leases ran out: %s", app, reaped)
             except (StoreUnavailableError, RedisError) as error:
-                log.warning("no reaping now: %s", error)
+                log.warning("no looking after jobs now: %s", error)

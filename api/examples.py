@@ -15,6 +15,7 @@ _PARAMETERS = {
     "scheduler": "euler",
     "num_images": 1,
     "format": "base64",
+    "step_cache": 1,
 }
 _METRICS = {
     "query_duration_seconds": 4.1,
@@ -94,7 +95,13 @@ _MODEL: dict[str, Any] = {
     "sha256": None,
     "defaults": {"num_inference_steps": 30, "guidance_scale": 5.0, "scheduler": "euler"},
     "schedulers": ["ddim", "euler"],
-    "limits": {"min_size": 256, "max_size": 2048, "size_multiple": 8, "queue": 100},
+    "limits": {
+        "min_size": 256,
+        "max_size": 2048,
+        "size_multiple": 8,
+        "step_cache": 5,
+        "queue": 100,
+    },
 }
 
 _BATCH_ID = "01a20899-12ab-7ebd-800d-5bcb0e3d2168"

@@ -1,12 +1,12 @@
-"""The HTTP front of one app: puts generations into the queue, waits when a replica is free.
+"""The routes of one app: put generations into the queue, wait when a replica is free.
 
-It knows Redis and the app's specification; it never touches the model.
+They know Redis and the app's specification; they never touch the model. Those of all apps live in
+the processes of the gateway (dispatch.py).
 """
 
 import hashlib
 import math
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from starlette.types import Receive
 
 from api.allowances import allowances, allowances_of, note_allowances, rate_headers
 from api.caller import KnownCaller, SeesDetails
-from api.edge import Edge, EdgeSettings
+from api.edge import Edge
 from api.estimate import full_queue_retry_after, full_server_retry_after, retry_after
 from api.hang_up import CLIENT_GONE, ClientGoneError, unless_gone
 from api.job_routes import JobRoutes
@@ -103,19 +103,11 @@ _GENERATE_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
-    """The FastAPI application of one checkpoint; it runs under any ASGI server."""
-    edge = Edge(settings)
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
-        async with edge.running(spec.name):
-            yield
-
+def create_app(spec: AppSpec, edge: Edge) -> FastAPI:
+    """The FastAPI application of one checkpoint. Who serves it runs the edge."""
     app = Api(
         title=f"sdserve: {spec.checkpoint.name}",
         summary=f"{spec.checkpoint.path.name} ({spec.checkpoint.kind}) as an endpoint",
-        lifespan=lifespan,
         defaults=spec.defaults,
     )
     add_layers(app, edge)
@@ -217,7 +209,7 @@ class Ingress:
         return await self.health(has_details)
 
     async def live(self) -> ProcessAlive:
-        """This ingress process answers (liveness probe)."""
+        """This process answers (liveness probe)."""
         return ProcessAlive()
 
     async def models(self, _caller: KnownCaller) -> ModelList:

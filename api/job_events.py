@@ -1,4 +1,4 @@
-"""What becomes of jobs, as Redis tells it: one subscription for all who wait or watch.
+"""What becomes of jobs and apps, as Redis tells it: one subscription for all who wait or watch.
 
 Waiting costs Redis nothing: no connection and no polling of one's own.
 """
@@ -15,6 +15,7 @@ from redis.exceptions import (
     RedisError,
 )
 
+from api.registry import Registry
 from api.viewers import AWAY, Viewers
 from sdserve import keys
 from sdserve.async_store import connect_async
@@ -32,12 +33,13 @@ Look = Callable[[str], Awaitable[Job]]
 
 
 class JobEvents:
-    """Wakes whoever waits for the end of a job, and tells the viewers what is new."""
+    """Wakes whoever waits for the end of a job, tells the viewers and the registry what is new."""
 
-    def __init__(self, redis_url: str, look: Look, viewers: Viewers) -> None:
+    def __init__(self, redis_url: str, look: Look, viewers: Viewers, registry: Registry) -> None:
         self._redis_url = redis_url
         self._look = look
         self._viewers = viewers
+        self._registry = registry
         self._waiting: defaultdict[str, set[asyncio.Future[Job | None]]] = defaultdict(set)
         self._stopped = False
         self._heard = 0.0  # when Redis was there, by the loop's clock
@@ -62,13 +64,8 @@ class JobEvents:
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
-    async def listen(self, app: str | None = None) -> None:
-        """Follow the events until `stop`, over restarts of Redis and dead connections.
-
-        Args:
-            app: of this one only.
-        """
-        channels = keys.CHANNEL + (app or "*")
+    async def listen(self) -> None:
+        """Follow the events until `stop`, over restarts of Redis and dead connections."""
         redis = connect_async(self._redis_url, limit=SILENCE)
         clock = asyncio.get_running_loop().time
         self._heard = clock()
@@ -76,10 +73,11 @@ class JobEvents:
             while not self._stopped:
                 try:
                     async with redis.pubsub() as events:
-                        await self._follow(events, channels)
+                        await self._follow(events)
                 except (RedisError, OSError, StoreUnavailableError) as error:
                     log.warning("job events interrupted (%s): listening again soon", error)
                     self._viewers.tell(AWAY)
+                    self._registry.lose()
                     if clock() - self._heard > PATIENCE:
                         for job_id in list(self._waiting):
                             self._wake(job_id, None)
@@ -91,8 +89,8 @@ class JobEvents:
         """Let `listen` end. For its task's cancel alone redis-py may take it for a time-out."""
         self._stopped = True
 
-    async def _follow(self, events: PubSub, channels: str) -> None:
-        await events.psubscribe(channels)
+    async def _follow(self, events: PubSub) -> None:
+        await events.psubscribe(f"{keys.CHANNEL}*")
         is_asked = False
         while not self._stopped:
             message: dict[str, Any] | None = await events.get_message(timeout=SILENCE)
@@ -108,6 +106,7 @@ class JobEvents:
             if message["type"] == "psubscribe":
                 # What happened before this moment was told to nobody.
                 self._viewers.look_again()
+                self._registry.follow()
                 for job_id in list(self._waiting):
                     await self._tell(job_id)
             elif message["type"] == "pmessage":
@@ -115,6 +114,8 @@ class JobEvents:
                 self._viewers.hear(news)
                 if news.change is Change.ENDED:
                     await self._tell(news.job_id)
+                elif news.change is Change.DEPLOYED:
+                    self._registry.forget(news.app)
 
     async def _tell(self, job_id: str) -> None:
         if job_id not in self._waiting:

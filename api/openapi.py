@@ -166,6 +166,7 @@ def narrow(request: Document, defaults: GenerationDefaults) -> None:
     sampler = {"type": "string", "enum": names}
     fields["scheduler"] |= {"default": defaults.scheduler, "anyOf": [sampler, _NULL]}
     fields["num_inference_steps"]["default"] = defaults.steps
+    fields["step_cache"]["maximum"] = defaults.max_step_cache
     fields["guidance_scale"]["default"] = defaults.guidance_scale
 
 

@@ -11,7 +11,7 @@ from api.estimate import eta_seconds, phase
 from api.usage_schemas import UsageAmounts
 from sdserve.apps import AppSpec, AppStatus, ReplicaPresence
 from sdserve.errors import InvalidParameterError
-from sdserve.families import MAX_STEPS, SCHEDULERS, GenerationDefaults
+from sdserve.families import MAX_STEP_CACHE, MAX_STEPS, SCHEDULERS, GenerationDefaults
 from sdserve.generation import ComputeMetrics, EncodedImage, GenerationParams, ImageFormat
 from sdserve.jobs import HIGHEST_PRIORITY, LOWEST_PRIORITY, Job, JobFailure, JobStatus
 from sdserve.webhook_targets import MAX_URL
@@ -42,6 +42,13 @@ class GenerateRequest(BaseModel):
     num_images: int = Field(default=1, ge=1, le=8)
     format: ImageFormat | None = Field(
         default=None, description="how images are encoded; base64 (the default) is PNG"
+    )
+    step_cache: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_STEP_CACHE,
+        description="above 1 an approximation: of so many steps only the first computes all of the "
+        "network (DeepCache; models with a UNet)",
     )
     priority: int = Field(
         default=0,
@@ -78,6 +85,9 @@ class GenerateRequest(BaseModel):
         if steps > MAX_STEPS.get(scheduler, steps):
             message = f"{steps} is more than the {MAX_STEPS[scheduler]} that {scheduler} can take"
             raise InvalidParameterError("num_inference_steps", message)
+        if self.step_cache > defaults.max_step_cache:
+            message = f"{self.step_cache} needs a model with a UNet; leave it out, or send 1"
+            raise InvalidParameterError("step_cache", message)
         guidance = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
         return GenerationParams(
             prompt=self.prompt,
@@ -90,6 +100,7 @@ class GenerateRequest(BaseModel):
             scheduler=scheduler,
             num_images=self.num_images,
             format=self.format or fallback,
+            step_cache=self.step_cache,
         )
 
 
@@ -247,6 +258,7 @@ class ModelBody(BaseModel):
                 "min_size": defaults.min_size,
                 "max_size": defaults.max_size,
                 "size_multiple": defaults.size_multiple,
+                "step_cache": defaults.max_step_cache,
                 "queue": spec.queue_limit,
             },
         )

@@ -228,7 +228,7 @@ ELSEWHERE: Rows = [
     ["S5", "10 apps on one GPU", "not measured: it needs a GPU"],
     ["S7", "polls at 500/s beside generation", "`python -m bench.control`, below"],
     ["S8", "1,000,000 queued", "`python -m bench.depth`, below"],
-    ["S10", "100 idle apps", "not measured by this command"],
+    ["S10", "100 idle apps", "`python -m bench.idle`, below"],
 ]
 
 

@@ -208,6 +208,7 @@ _FIELD_OPTIONS = {
     "--seed": ("seed", "0..4294967295; without it every prompt gets its own"),
     "--negative-prompt": ("negative_prompt", "what the image must not show"),
     "--scheduler": ("scheduler", "sampler, e.g. euler_a"),
+    "--step-cache": ("step_cache", "faster and approximate: whole steps only every N, 1..5"),
     "--format": ("format", "base64 (a PNG), png, jpeg or webp"),
 }
 

@@ -108,6 +108,11 @@ class AsyncJobStore:
         found: dict[bytes, bytes] = await self._ask(lambda: self._redis.hgetall(keys.APPS))
         return {name.decode(): _spec(text) for name, text in sorted(found.items())}
 
+    async def app(self, name: str) -> AppSpec | None:
+        """What is deployed under this name."""
+        text: bytes | None = await self._ask(lambda: self._redis.hget(keys.APPS, name))
+        return None if text is None else _spec(text)
+
     async def unfinished(self) -> list[str]:
         """The apps that have jobs which have not ended, deployed or not."""
         return apps_of(await self._ask(lambda: self._redis.hkeys(keys.LOAD)))

@@ -77,10 +77,19 @@ class GenerationDefaults:
     max_size: int  # pixels per side
 
     @property
+    def is_flow(self) -> bool:
+        """Of a transformer, SD 3 and later; all others have a UNet."""
+        return self.scheduler in _FLOW_SCHEDULERS
+
+    @property
     def schedulers(self) -> tuple[str, ...]:
         """The samplers that a request may name: a flow has its own, which suit nothing else."""
-        is_flow = self.scheduler in _FLOW_SCHEDULERS
-        return tuple(name for name in SCHEDULERS if (name in _FLOW_SCHEDULERS) is is_flow)
+        return tuple(name for name in SCHEDULERS if (name in _FLOW_SCHEDULERS) is self.is_flow)
+
+    @property
+    def max_step_cache(self) -> int:
+        """The largest `step_cache` of a request: a transformer has no inner part to keep."""
+        return 1 if self.is_flow else MAX_STEP_CACHE
 
     def with_native_size(self, width: int, height: int) -> Self:
         """The same defaults for a checkpoint trained at another size.
@@ -185,6 +194,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 _FLOW_SCHEDULERS = ("flow_euler",)
+MAX_STEP_CACHE = 5
 
 # Samplers that cannot take every number of steps: LCM distils 1000 timesteps into 50.
 MAX_STEPS: dict[str, int] = {"lcm": 50}

@@ -35,6 +35,7 @@ class GenerationParams:
     scheduler: str  # a name of sdserve.families.SCHEDULERS
     num_images: int
     format: ImageFormat
+    step_cache: int = 1  # calls of the network of which only the first is whole; 1: all are
 
     @property
     def total_steps(self) -> int:
@@ -47,7 +48,10 @@ class GenerationParams:
 
     @staticmethod
     def from_json(text: str | bytes) -> "GenerationParams":
-        return _PARAMS.validate_python(dict(zip(_NAMES, json.loads(text), strict=True)))
+        values = json.loads(text)
+        # A job that an earlier version stored lacks the last ones, which have a default.
+        is_known = len(values) <= len(_NAMES)
+        return _PARAMS.validate_python(dict(zip(_NAMES, values, strict=not is_known)))
 
     def to_dict(self) -> dict[str, Any]:
         """The `parameters` object of a response: JSON values only."""

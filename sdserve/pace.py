@@ -25,7 +25,9 @@ class Work:
     """What a job asks of a replica, in the units that decide how long it takes."""
 
     steps: int  # over all pictures, as progress counts them
-    calls: int  # of the network, over all pictures: some samplers call it more than once a step
+    # Of the network, over all pictures: some samplers call it more than once a step. With a step
+    # cache the whole calls alone: of a real model the others cost a few percent of one.
+    calls: int
     rows: int  # in a call: 2 with guidance
     pixels: int  # of a picture
     images: int
@@ -37,9 +39,10 @@ class Work:
         Of a model that takes guidance as an input the rows are one too many. So they are in all
         that is learnt from it, which cancels it out.
         """
+        calls = network_calls(params.scheduler, params.num_inference_steps)
         return cls(
             steps=params.total_steps,
-            calls=network_calls(params.scheduler, params.num_inference_steps) * params.num_images,
+            calls=-(-calls // params.step_cache) * params.num_images,
             rows=2 if params.guidance_scale > 1 else 1,
             pixels=params.width * params.height,
             images=params.num_images,

@@ -44,6 +44,8 @@ class Denoising:
     timesteps: Tensor  # [T], on device; T may differ from num_inference_steps (PNDM, Heun)
     latents: Tensor  # [1, L, H/8, W/8], on device; L = 4, for SD 3 16
     canvas: Tensor | None = None  # [1, 5, H/8, W/8]: mask and masked picture, of inpainting models
+    # [R, C, H/8, W/8], on device: with a step cache, what the last full step kept
+    deep: Tensor | None = None
     calls_done: int = 0  # of the network
     is_watched: bool = False  # the next step notes what it foresees
     foreseen: Tensor | None = None  # the latents without noise after such a step, as `latents`
@@ -52,6 +54,11 @@ class Denoising:
     def rows(self) -> int:
         """Its part of the network's batch: 2 with guidance, 1 without."""
         return len(self.conditioning.embeddings)
+
+    @property
+    def is_shallow(self) -> bool:
+        """The next call computes only the outer part of the network."""
+        return self.calls_done % self.params.step_cache > 0
 
     @property
     def is_done(self) -> bool:
@@ -65,6 +72,8 @@ class Denoising:
 
 class Denoiser(Protocol):
     """The network of one architecture, with what its pipeline does around it."""
+
+    network: Any  # what `predict` calls; another that takes and gives the same may take its place
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,16 +93,10 @@ class Denoiser(Protocol):
         ...
 
     def predict(self, batch: Sequence[Denoising]) -> Sequence[Tensor]:
-        """One call of the network for all pictures: its output for each, [R, L, H/8, W/8]."""
-        ...
+        """The network's output for each picture, [R, L, H/8, W/8], in one call.
 
-    def compile(self, backend: str) -> None:
-        """Compile the network beside the calls to it, by a backend of torch.compile."""
-        ...
-
-    @property
-    def compiled(self) -> int:
-        """For how many shapes of its input the network is compiled."""
+        Pictures whose call is shallow go in one of their own.
+        """
         ...
 
     def forget(self) -> None:

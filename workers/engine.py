@@ -14,6 +14,7 @@ from torch import Tensor
 from sdserve.errors import OutOfMemoryError
 from sdserve.families import SCHEDULERS, Kind, defaults_of
 from sdserve.generation import GenerationParams, ImageFormat
+from workers.compiling import CompiledNetwork
 from workers.denoising import Denoiser, Denoising, Pipeline
 from workers.foresight import SWATCH, fit_palette, foresee, paint
 from workers.memory import memory_guard
@@ -54,12 +55,13 @@ class DiffusionEngine:
 
     def compile(self, *, backend: str = "inductor") -> None:
         """Have the network compiled while it serves: faster, and no longer bit-exact."""
-        self._denoiser.compile(backend)
+        self._denoiser.network = CompiledNetwork(self._denoiser.network, backend=backend)
 
     @property
     def compiled(self) -> int:
         """For how many shapes the network is compiled so far."""
-        return self._denoiser.compiled
+        network = self._denoiser.network
+        return network.ready if isinstance(network, CompiledNetwork) else 0
 
     def begin(self, params: GenerationParams, image_index: int) -> Denoising:
         """Encode the prompts and draw the initial noise of image `image_index` of a request.

@@ -68,5 +68,6 @@ def _describe(params: GenerationParams, model: str, seed: int) -> str:
         f"Steps: {params.num_inference_steps}, Sampler: {sampler}, "
         f"CFG scale: {params.guidance_scale:g}, Seed: {seed}, "
         f"Size: {params.width}x{params.height}, Model: {model}"
+        + (f", Step cache: {params.step_cache}" if params.step_cache > 1 else "")
     )
     return "\n".join(lines)

@@ -305,12 +305,14 @@ class Puller:
 
         for run, picture in zip(batch, pictures, strict=True):
             picture.is_watched = self._previews.wants(run)
+        is_whole = not any(picture.is_shallow for picture in pictures)
         with self._stopwatch.section(bill):
             is_fit = engine.step(pictures)
         if engine.compiled > self._compiled:
             self._compiled = engine.compiled
             self._widths.forget()
-        self._learn(batch, sections[-1].seconds if is_fit else math.inf)
+        if is_whole or not is_fit:  # what a shallow step costs says nothing of the others
+            self._learn(batch, sections[-1].seconds if is_fit else math.inf)
         for run, picture in zip(batch, pictures, strict=True):
             self._heart.progress(run.job, step=run.steps_done, phase=run.phase)
             if picture.is_watched:

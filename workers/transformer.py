@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sdserve.generation import GenerationParams
-from workers.compiling import CompiledNetwork
 from workers.denoising import Conditioning, Denoising
 from workers.prompts import PromptEncoder
 
@@ -17,7 +16,7 @@ class TransformerDenoiser:
 
     def __init__(self, pipeline: Any, *, device: torch.device) -> None:
         self._pipeline = pipeline
-        self._network: Any = pipeline.transformer
+        self.network: Any = pipeline.transformer
         self._prompts = PromptEncoder(pipeline, device, prompt_2=None, prompt_3=None)
 
     @property
@@ -41,7 +40,7 @@ class TransformerDenoiser:
     def predict(self, batch: Sequence[Denoising]) -> Sequence[Tensor]:
         conditionings = [denoising.conditioning for denoising in batch]
         rows = [len(conditioning.embeddings) for conditioning in conditionings]
-        output: Tensor = self._network(
+        output: Tensor = self.network(
             hidden_states=torch.cat(
                 [d.latents for d, count in zip(batch, rows, strict=True) for _ in range(count)]
             ),
@@ -56,13 +55,6 @@ class TransformerDenoiser:
             return_dict=False,
         )[0]
         return output.split(rows)
-
-    def compile(self, backend: str) -> None:
-        self._network = CompiledNetwork(self._network, backend=backend)
-
-    @property
-    def compiled(self) -> int:
-        return self._network.ready if isinstance(self._network, CompiledNetwork) else 0
 
     def forget(self) -> None:
         self._prompts.forget()

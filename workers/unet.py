@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sdserve.families import Family, Kind
 from sdserve.generation import GenerationParams
-from workers.compiling import CompiledNetwork
 from workers.denoising import Conditioning, Denoising
 from workers.prompts import PromptEncoder
+from workers.step_cache import run_and_keep, run_shallow
 
 # Aesthetic scores for the negative and the positive prompt, as the SDXL refiner was trained with.
 _BAD_SCORE, _GOOD_SCORE = 2.5, 6.0
@@ -21,7 +21,7 @@ class UNetDenoiser:
 
     def __init__(self, pipeline: Any, *, kind: Kind, device: torch.device) -> None:
         self._pipeline = pipeline
-        self._network: Any = pipeline.unet
+        self.network: Any = pipeline.unet
         self._kind = kind
         self._device = device
         self._prompts = PromptEncoder(pipeline, device)
@@ -61,6 +61,37 @@ class UNetDenoiser:
         return torch.cat([mask, picture], dim=1).to(self._pipeline.unet.dtype)
 
     def predict(self, batch: Sequence[Denoising]) -> Sequence[Tensor]:
+        shallow = [denoising for denoising in batch if denoising.is_shallow]
+        full = [denoising for denoising in batch if not denoising.is_shallow]
+        outputs = {
+            id(denoising): output
+            for group, call in ((full, self._full), (shallow, self._shallow))
+            if group
+            for denoising, output in zip(group, call(group), strict=True)
+        }
+        return [outputs[id(denoising)] for denoising in batch]
+
+    def _full(self, batch: Sequence[Denoising]) -> Sequence[Tensor]:
+        rows = [denoising.rows for denoising in batch]
+        arguments, options = self._inputs(batch)
+        if all(denoising.params.step_cache == 1 for denoising in batch):
+            output: Tensor = self.network(*arguments, **options, return_dict=False)[0]
+            return output.split(rows)
+        # What is compiled gives the output alone.
+        output, deep = run_and_keep(self._pipeline.unet, *arguments, **options)
+        for denoising, part in zip(batch, deep.split(rows), strict=True):
+            if denoising.params.step_cache > 1:
+                denoising.deep = part.clone()  # a view would hold those of the whole batch
+        return output.split(rows)
+
+    def _shallow(self, batch: Sequence[Denoising]) -> Sequence[Tensor]:
+        arguments, options = self._inputs(batch)
+        deep = torch.cat([denoising.deep for denoising in batch if denoising.deep is not None])
+        output = run_shallow(self._pipeline.unet, deep, *arguments, **options)
+        return output.split([denoising.rows for denoising in batch])
+
+    def _inputs(self, batch: Sequence[Denoising]) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+        """The UNet's arguments for these pictures: in order, and by name."""
         inputs: list[Tensor] = []
         times: list[Tensor] = []
         for denoising in batch:
@@ -76,26 +107,15 @@ class UNetDenoiser:
         pooled = [c.pooled for c in conditionings if c.pooled is not None]
         time_ids = [c.time_ids for c in conditionings if c.time_ids is not None]
         guidance = [c.guidance for c in conditionings if c.guidance is not None]
-        output: Tensor = self._network(
-            torch.cat(inputs),
-            torch.cat(times),
-            encoder_hidden_states=torch.cat([c.embeddings for c in conditionings]),
-            timestep_cond=torch.cat(guidance) if guidance else None,
-            added_cond_kwargs=(
+        return (torch.cat(inputs), torch.cat(times)), {
+            "encoder_hidden_states": torch.cat([c.embeddings for c in conditionings]),
+            "timestep_cond": torch.cat(guidance) if guidance else None,
+            "added_cond_kwargs": (
                 {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(time_ids)}
                 if pooled
                 else None
             ),
-            return_dict=False,
-        )[0]
-        return output.split([len(c.embeddings) for c in conditionings])
-
-    def compile(self, backend: str) -> None:
-        self._network = CompiledNetwork(self._network, backend=backend)
-
-    @property
-    def compiled(self) -> int:
-        return self._network.ready if isinstance(self._network, CompiledNetwork) else 0
+        }
 
     def forget(self) -> None:
         self._prompts.forget()

@@ -301,10 +301,8 @@ def test_a_spent_quota_is_waited_for(uploads: Uploads) -> None:
 
 def test_a_line_of_more_images_than_a_day_may_have_fails_at_once(uploads: Uploads) -> None:
     batches = Batches(uploads.store)
-    asked = [
-        replace(line, params=params(num_images=n))
-        for line, n in zip(lines(3), (1, 4, 1), strict=True)
-    ]
+    first, second, third = lines(3)
+    asked = [first, replace(second, params=replace(second.params, num_images=4)), third]
     batch_id = batches.upload(asked, client="ann").batch_id
     limits = Limits(client=Quotas(images_per_day=3))
     feeder = Feeder(uploads.store, limits=limits, job_ttl=JOB_TTL, line_ttl=JOB_TTL)

@@ -31,7 +31,7 @@ def load(path: Path) -> DiffusionEngine:
 
 def compiling(engine: DiffusionEngine, backend: str) -> CompiledNetwork:
     engine.compile(backend=backend)
-    network = vars(vars(engine)["_denoiser"])["_network"]
+    network = vars(vars(engine)["_denoiser"])["network"]
     assert isinstance(network, CompiledNetwork)
     return network
 

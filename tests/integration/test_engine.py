@@ -123,30 +123,37 @@ def test_the_picture_obeys_the_prompt(path: Path, engine: DiffusionEngine) -> No
     assert obeys(draw(engine, params_for(path)), PROMPT)
 
 
+# Largest difference of a picture's latents, batched against alone, relative to their largest.
+BATCHED = 1e-5
+# PNDM weighs its last four predictions with factors that add up to 6.7, and makes as much of any
+# rounding: a change of the initial noise in its last bit does the same (docs/performance.md).
+BATCHED_PNDM = 1e-4
+
+
 def test_pictures_batched_together_are_those_drawn_alone(
     path: Path, engine: DiffusionEngine
 ) -> None:
-    """Another prompt, seed, guidance, sampler and step count each; one joins late."""
+    """Every sampler, prompts, seeds, guidance and step counts mixed; some join late."""
     jobs = [
-        params_for(path, seed=1),
-        params_for(path, seed=2, guidance_scale=1.0, scheduler="pndm", num_inference_steps=9),
         params_for(
             path,
-            seed=3,
-            prompt="a white square on a green background",
-            guidance_scale=7.5,
-            scheduler="euler_a",
-            num_inference_steps=7,
-        ),
+            seed=number,
+            prompt=(PROMPT, "a white square on a green background")[number % 2],
+            guidance_scale=(5.0, 1.0, 7.5)[number % 3],
+            scheduler=scheduler,
+            num_inference_steps=6 + number % 4,
+        )
+        for number, scheduler in enumerate(defaults_of(Kind(family=Family.SD1)).schedulers)
     ]
     alone = [denoise(engine, job).latents for job in jobs]
     together = [engine.begin(job, 0) for job in jobs]
     engine.step(together[:2])
     while active := [denoising for denoising in together if not denoising.is_done]:
-        engine.step(active)
+        engine.step(active[:5])
     for expected, denoising in zip(alone, together, strict=True):
+        name = denoising.params.scheduler
         difference = (denoising.latents - expected).abs().max() / expected.abs().max()
-        assert difference < 1e-4
+        assert difference < (BATCHED_PNDM if name == "pndm" else BATCHED), name
 
 
 def test_same_seed_same_bytes(path: Path, engine: DiffusionEngine) -> None:

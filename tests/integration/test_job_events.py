@@ -75,7 +75,9 @@ class Waiter:
 
     def __init__(self, redis_url: str, events_url: str, job_id: str) -> None:
         self._edge = Edge(edge_settings(redis_url))
-        self._events = JobEvents(events_url, self._look, Viewers(self._edge.store))
+        self._events = JobEvents(
+            events_url, self._look, Viewers(self._edge.store), self._edge.registry
+        )
         self._job_id = job_id
         self._looks = asyncio.Queue[None]()
 

@@ -19,6 +19,7 @@ from tests.values import APP, params, replica_settings, spec, submit
 from tests.waiting import until
 from workers.denoising import Denoising
 from workers.puller import Puller
+from workers.width import Widths
 
 pytestmark = pytest.mark.integration
 
@@ -140,3 +141,20 @@ def test_a_job_of_another_size_waits_until_the_others_are_done(
         store.run(submit(params=params(num_inference_steps=40, width=width)))
     run(store, 2, width=192)
     assert all(len(set(sizes)) == 1 for sizes in engine.batches)
+
+
+def test_what_a_shallow_step_costs_is_not_taken_for_that_of_a_whole_one(
+    store: RedisJobStore, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt = list[float]()
+    seen = Widths.seen
+
+    def note(widths: Widths, size: tuple[int, int], rows: Sequence[int], seconds: float) -> None:
+        learnt.append(seconds)
+        seen(widths, size, rows, seconds)
+
+    monkeypatch.setattr(Widths, "seen", note)
+    engine = start(flat)
+    (job,) = run(store, 1, step_cache=4)
+    assert job.status is JobStatus.SUCCEEDED
+    assert (len(engine.batches), len(learnt)) == (40, 10)

@@ -1,5 +1,6 @@
 """Encoded images: readable, deterministic, carrying their parameters."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -50,3 +51,10 @@ def test_a_png_is_lossless_and_carries_the_parameters() -> None:
         "Negative prompt: blurry\n"
         "Steps: 12, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 42, Size: 64x48, Model: tiny"
     )
+
+
+def test_a_png_says_that_it_is_an_approximation() -> None:
+    cached = replace(PARAMS, step_cache=2)
+    encoded = encode_image(PIXELS, ImageFormat.PNG, cached, model="tiny", seed=42)
+    told = Image.open(BytesIO(encoded.data)).info["parameters"]
+    assert told.endswith("Model: tiny, Step cache: 2")

@@ -1,5 +1,6 @@
 """Ids and names."""
 
+import json
 import time
 from pathlib import Path
 from uuid import UUID
@@ -53,5 +54,15 @@ def test_two_files_of_one_name_are_refused_with_both_paths() -> None:
 
 
 def test_parameters_and_specifications_survive_json() -> None:
-    assert GenerationParams.from_json(params().to_json()) == params()
+    for asked in (params(), params(step_cache=3)):
+        assert GenerationParams.from_json(asked.to_json()) == asked
+        assert asked.to_dict()["step_cache"] == asked.step_cache  # a result tells
+
+
+def test_a_job_that_an_earlier_version_stored_is_still_known() -> None:
+    values = json.loads(params().to_json())
+    assert GenerationParams.from_json(json.dumps(values[:-1])) == params()
+    for broken in (values[:-2], [*values, 1]):
+        with pytest.raises(ValueError, match=r"format|longer"):
+            GenerationParams.from_json(json.dumps(broken))
     assert type(spec()).from_json(spec().to_json()) == spec()

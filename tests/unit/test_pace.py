@@ -64,6 +64,7 @@ def test_work_counts_rows_and_calls() -> None:
     assert work == Work(steps=60, calls=60, rows=2, pixels=128 * 128, images=3)
     assert Work.of(params(guidance_scale=1.0)).rows == 1
     assert Work.of(params(scheduler="heun")).calls == network_calls("heun", 20) == 39
+    assert Work.of(params(num_inference_steps=20, step_cache=3, num_images=2)).calls == 14
     assert Work.from_text(work.to_text()) == work
 
 

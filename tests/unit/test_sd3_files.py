@@ -178,6 +178,19 @@ def test_a_scheduler_of_another_process_is_refused_with_those_allowed(tmp_path: 
     assert allowed.to_params(defaults, ImageFormat.PNG).scheduler == "flow_euler"
 
 
+def test_a_step_cache_is_for_models_with_a_unet() -> None:
+    request = GenerateRequest(prompt="a", step_cache=2)
+    for family in Family:
+        defaults = defaults_of(Kind(family=family))
+        if not family.is_sd3:
+            assert request.to_params(defaults, ImageFormat.PNG).step_cache == 2
+            continue
+        with pytest.raises(InvalidParameterError, match="needs a model with a UNet; leave it out"):
+            request.to_params(defaults, ImageFormat.PNG)
+        plain = GenerateRequest(prompt="a", step_cache=1)
+        assert plain.to_params(defaults, ImageFormat.PNG).step_cache == 1
+
+
 def test_no_other_model_is_drawn_with_the_scheduler_of_a_flow() -> None:
     for family in Family:
         allowed = defaults_of(Kind(family=family)).schedulers

@@ -141,6 +141,7 @@ def test_a_line_that_can_be_no_job_fails_in_its_turn_once(world: World) -> None:
     world.succeed(world.claim())
     seen = batches.view(batch_id)
     assert (seen.succeeded, seen.failed, seen.state) == (1, 2, BatchState.COMPLETED)
+    assert [lines_of.fed for lines_of in seen.apps] == [3]
     assert not fail(3, 2)
 
 

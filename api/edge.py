@@ -17,7 +17,6 @@ from api.job_events import JobEvents
 from api.rate_limit import RateLimiter
 from api.registry import Registry
 from api.viewers import Viewers
-from sdserve.apps import AppStatus
 from sdserve.async_store import AsyncJobStore, connect_async
 from sdserve.errors import (
     InvalidParameterError,
@@ -29,7 +28,7 @@ from sdserve.generation import EncodedImage
 from sdserve.host_names import HostNames
 from sdserve.jobs import Job, JobStatus, is_job_id
 from sdserve.limits import Limits
-from sdserve.operations import Cancel, Reap, ViewApp, ViewJob
+from sdserve.operations import Cancel, Look, Reap, Seen
 from sdserve.webhook_targets import WebhookTargets
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class Edge:
         self.held = HeldRequests(most=settings.max_held, most_of_client=settings.max_held_per_key)
         self.viewers = Viewers(self.store)
         self.registry = Registry(self.store)
-        self._events = JobEvents(settings.redis_url, self.job, self.viewers, self.registry)
+        self._events = JobEvents(settings.redis_url, self.look, self.viewers, self.registry)
         self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request
 
@@ -110,7 +109,7 @@ class Edge:
             raise InvalidParameterError("webhook", message)
         return str(self.settings.webhooks.check(url))
 
-    async def job(self, job_id: str) -> Job:
+    async def look(self, job_id: str) -> Seen:
         """A job as it stands.
 
         Raises:
@@ -118,12 +117,14 @@ class Edge:
         """
         if not is_job_id(job_id):
             raise JobNotFoundError(job_id)
-        return await self.store.run(ViewJob(job_id=job_id))
+        return await self.store.run(Look(job_id=job_id))
 
-    async def job_of(self, caller: Caller, job_id: str) -> Job:
-        """As `job`; another's does not exist, also when it has expired."""
+    async def look_of(self, caller: Caller, job_id: str) -> Seen:
+        """As `look`; another's does not exist, also when it has expired."""
         try:
-            return caller.see(await self.job(job_id))
+            seen = await self.look(job_id)
+            caller.see(seen.job)
+            return seen
         except JobExpiredError:
             if caller.is_admin or await self.store.has_had(caller.client, job_id):
                 raise
@@ -133,11 +134,11 @@ class Edge:
         """What a submission of this caller must not exceed."""
         return replace(self.settings.limits, client=caller.quotas)
 
-    async def wait(self, job_id: str, seconds: float) -> Job:
+    async def wait(self, job_id: str, seconds: float) -> Seen:
         """The job once it is final, or as it stands after `seconds`."""
         return await self._events.wait(job_id, seconds)
 
-    async def wait_for(self, receive: Receive, app: str, job_id: str, seconds: float) -> Job:
+    async def wait_for(self, receive: Receive, app: str, job_id: str, seconds: float) -> Seen:
         """As `wait`, for a client who alone wants the job: it is cancelled when he hangs up.
 
         Raises:
@@ -161,15 +162,11 @@ class Edge:
         else:
             log.info("%s: its client hung up while it was %s: cancelled", job_id, was)
 
-    async def app_of(self, job: Job) -> AppStatus | None:
-        """The state of the job's app, with what is ahead of the job, while that matters to it."""
-        if job.status.is_final:
-            return None
-        return await self.store.run(ViewApp(app=job.app, before=job.id))
-
-    async def images(self, job: Job) -> list[EncodedImage]:
+    async def images(self, seen: Seen) -> list[EncodedImage]:
         """The pictures of a succeeded job; none once they have expired."""
-        blobs = await self.store.results(job.result_keys)
+        job, blobs = seen.job, seen.results
+        if blobs is None:
+            blobs = await self.store.results(job.result_keys)
         media_type = job.params.format.media_type
         return [
             EncodedImage(data=blob, media_type=media_type, seed=seed)

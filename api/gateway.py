@@ -31,9 +31,10 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         summary="Jobs and models of all deployed Stable Diffusion checkpoints",
         lifespan=lifespan,
     )
-    add_layers(app, edge, streaming=[batch_routes.ROUTE])
+    jobs = JobRoutes(edge)
+    add_layers(app, edge, jobs, streaming=[batch_routes.ROUTE])
     app.add_middleware(Dispatch, edge=edge)  # before the layers: an app has its own
-    app.include_router(JobRoutes(edge).router())
+    app.include_router(jobs.router())
     app.include_router(batch_routes.BatchRoutes(edge).router())
     app.include_router(UsageRoutes(edge.store).router())
 

@@ -20,8 +20,8 @@ from api.viewers import AWAY, Viewers
 from sdserve import keys
 from sdserve.async_store import connect_async
 from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
-from sdserve.jobs import Job
 from sdserve.news import Change, read_news
+from sdserve.operations import Seen
 
 log = logging.getLogger(__name__)
 
@@ -29,33 +29,33 @@ SILENCE = 1.0  # seconds after which Redis is asked whether it is there, and aga
 RETRY_INTERVAL = 0.5  # seconds
 PATIENCE = 10.0  # seconds that a Redis may be away before those who wait are told
 
-Look = Callable[[str], Awaitable[Job]]
+Looking = Callable[[str], Awaitable[Seen]]
 
 
 class JobEvents:
     """Wakes whoever waits for the end of a job, tells the viewers and the registry what is new."""
 
-    def __init__(self, redis_url: str, look: Look, viewers: Viewers, registry: Registry) -> None:
+    def __init__(self, redis_url: str, look: Looking, viewers: Viewers, registry: Registry) -> None:
         self._redis_url = redis_url
         self._look = look
         self._viewers = viewers
         self._registry = registry
-        self._waiting: defaultdict[str, set[asyncio.Future[Job | None]]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[asyncio.Future[Seen | None]]] = defaultdict(set)
         self._stopped = False
         self._heard = 0.0  # when Redis was there, by the loop's clock
 
-    async def wait(self, job_id: str, seconds: float) -> Job:
+    async def wait(self, job_id: str, seconds: float) -> Seen:
         """The job once it is final, or as it stands after `seconds`.
 
         While Redis is away for a moment this waits on: the job lives, and so may Redis soon.
         """
-        end: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        end: asyncio.Future[Seen | None] = asyncio.get_running_loop().create_future()
         # Registered before the look: an end between the two would be missed otherwise.
         self._waiting[job_id].add(end)
         try:
-            job = await self._look(job_id)
-            if job.status.is_final or seconds <= 0:
-                return job
+            seen = await self._look(job_id)
+            if seen.job.status.is_final or seconds <= 0:
+                return seen
             await asyncio.wait({end}, timeout=seconds)
             ended = end.result() if end.done() else None
             return ended or await self._look(job_id)
@@ -121,15 +121,15 @@ class JobEvents:
         if job_id not in self._waiting:
             return
         try:
-            job = await self._look(job_id)
+            seen = await self._look(job_id)
         except (JobNotFoundError, JobExpiredError):
             self._wake(job_id, None)
         else:
-            if job.status.is_final:
-                self._wake(job_id, job)
+            if seen.job.status.is_final:
+                self._wake(job_id, seen)
 
-    def _wake(self, job_id: str, job: Job | None) -> None:
-        """End the waiting with this job; None: whoever waits is to look himself."""
+    def _wake(self, job_id: str, seen: Seen | None) -> None:
+        """End the waiting with this look; None: whoever waits is to look himself."""
         for end in self._waiting.get(job_id, ()):
             if not end.done():
-                end.set_result(job)
+                end.set_result(seen)

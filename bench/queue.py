@@ -7,7 +7,7 @@ goals and whether each is met:
 
 - job cycles a second of one worker: submit, claim, finish, three calls one after the other, beside
   RQ's workers with a function that does nothing (enqueue, run), in turns on the same server;
-- p50 of submit, claim and poll (place and state of a job), with few queued jobs on one server and
+- p50 of submit, claim and poll (a job, its place and what is before it), with few queued jobs on one server and
   many on another, each of which was submitted, in turns, while neither rewrites its file;
 - bytes of Redis per queued job, without and with `hash-max-listpack-value`, and with a key;
 - a kill -9 with all of these jobs, and a restart: how long it takes depends on how much of the file
@@ -34,7 +34,7 @@ from sdserve import keys
 from sdserve.generation import GenerationParams, ImageFormat
 from sdserve.jobs import JobStatus, new_job_id
 from sdserve.limits import Limits, Quotas, ResultBudget
-from sdserve.operations import Claim, Finish, Submit, ViewJob, script_text
+from sdserve.operations import Claim, Finish, Look, Submit, script_text
 from sdserve.redis_server import LISTPACK_VALUE, server_binary
 from sdserve.store import RedisJobStore
 
@@ -219,7 +219,7 @@ class Caller:
         self._job = self._store.run(submission()).job_id
 
     def _poll(self) -> None:
-        self._store.run(ViewJob(job_id=self._job))
+        self._store.run(Look(job_id=self._job))
 
     def _claim(self) -> None:
         self._store.run(Claim(app=APP, replica="bench", count=1, lease=HOUR))

@@ -67,16 +67,15 @@ HELD: Headers = {"Prefer": "wait=60"}
 # it waits and once at the end, fetches the pictures; the replica is woken, claims, looks for a
 # second job, stores, finishes, and waits again.
 WARM = {
-    "BLPOP": 1, "MGET result": 1, "SET result": 1, "claim": 2, "finish": 1, "submit": 1,
-    "view_job": 2,
+    "BLPOP": 1, "MGET result": 1, "SET result": 1, "claim": 2, "finish": 1, "look": 2, "submit": 1,
 }  # fmt: skip
 GATES: dict[str, Any] = {
     "round trips of a warm request": WARM,
     "round trips of a warm request, raw": WARM,
-    "round trips of a 202": {"submit": 1, "view_app": 1, "view_job": 1},
-    "round trips of a poll, queued": {"view_app": 1, "view_job": 1},
-    "round trips of a poll, ended": {"MGET result": 1, "view_job": 1},
-    "round trips of an image": {"MGET result": 1, "view_job": 1},
+    "round trips of a 202": {"look": 1, "submit": 1},
+    "round trips of a poll, queued": {"look": 1},
+    "round trips of a poll, ended": {"MGET result": 1, "look": 1},
+    "round trips of an image": {"MGET result": 1, "look": 1},
     "base64 encodings of a warm request": 1,
     "base64 encodings of a warm request, raw": 0,
     "threads of a replica": ["engine", "finish_0", "heartbeat", "watchdog"],

@@ -5,6 +5,7 @@ Thousands of requests share a few connections, and a Redis that is away is known
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import SdServeError, StoreFullError, StoreUnavailableError
-from sdserve.operations import Operation, ViewApp, script_text
+from sdserve.generation import MAX_IMAGES
+from sdserve.operations import Look, Operation, Seen, ViewApp, script_text
 from sdserve.operations.wire import texts
 from sdserve.store import apps_of, digest_of, store_errors
 from sdserve.usage import DayUsage, UsageFilter, read_day
@@ -79,6 +81,30 @@ class AsyncJobStore:
         """
         if not operations:
             return []
+        outcomes, _ = await self._run_all(operations)
+        return outcomes
+
+    async def look_at_end(self, job_id: str) -> Seen:
+        """A job that has just ended, with its images in the same round trip.
+
+        Those of a later attempt have names that are not known before: they do not come along.
+        """
+        names = [keys.result(job_id, 1, image) for image in range(MAX_IMAGES)]
+        (seen,), blobs = await self._run_all([Look(job_id=job_id)], names, limit=IMAGES_LIMIT)
+        if isinstance(seen, SdServeError):
+            raise seen
+        found = dict(zip(names, blobs, strict=True))
+        if not found.keys() >= set(seen.job.result_keys):
+            return seen
+        return replace(seen, results=tuple(found[name] for name in seen.job.result_keys))
+
+    async def _run_all(
+        self,
+        operations: Sequence[Operation[Any]],
+        images: Sequence[str] = (),
+        limit: float = ANSWER_LIMIT,
+    ) -> tuple[list[Any], list[bytes | None]]:
+        """As `run_all`, and the images behind these keys as they are after the operations."""
         loaded = {name: script_text(name) for name in {each.script for each in operations}}
         digests = {name: digest_of(text) for name, text in loaded.items()}
 
@@ -89,13 +115,16 @@ class AsyncJobStore:
                 for each in operations:
                     names, arguments = each.keys, each.arguments
                     pipe.evalsha(digests[each.script], len(names), *names, *arguments)
+                if images:
+                    pipe.mget(list(images))
                 replies = await pipe.execute(raise_on_error=False)
             return replies[len(loaded) :] if load else replies
 
-        replies = await self._ask(lambda: ask(load=False))
+        replies = await self._ask(lambda: ask(load=False), limit)
         if any(isinstance(reply, NoScriptError) for reply in replies):
-            replies = await self._ask(lambda: ask(load=True))
-        return list(map(_outcome, operations, replies))
+            replies = await self._ask(lambda: ask(load=True), limit)
+        outcomes = list(map(_outcome, operations, replies))
+        return outcomes, _sound(replies[len(operations)]) if images else []
 
     async def results(self, names: Sequence[str]) -> list[bytes | None]:
         """The images behind these keys; None for one that has expired."""
@@ -207,12 +236,17 @@ def _spec(text: bytes) -> AppSpec:
     return AppSpec.from_json(text)
 
 
+def _sound(reply: Any) -> Any:
+    """A reply of a pipeline, or the error that it is."""
+    with store_errors():
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
 def _outcome(operation: Operation[Any], reply: Any) -> Any:
     try:
-        with store_errors():
-            if isinstance(reply, Exception):
-                raise reply
-            return operation.read(reply)
+        return operation.read(_sound(reply))
     except StoreFullError as error:
         return error
     except StoreUnavailableError:

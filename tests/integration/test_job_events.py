@@ -13,7 +13,8 @@ from api.edge import Edge
 from api.job_events import JobEvents
 from api.viewers import Viewers
 from sdserve.errors import JobNotFoundError, StoreUnavailableError
-from sdserve.jobs import Job, JobStatus
+from sdserve.jobs import JobStatus
+from sdserve.operations import Seen
 from sdserve.store import RedisJobStore
 from tests.http_app import edge_settings
 from tests.store_world import World
@@ -82,7 +83,7 @@ class Waiter:
         self._looks = asyncio.Queue[None]()
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator["asyncio.Task[Job]"]:
+    async def running(self) -> AsyncGenerator["asyncio.Task[Seen]"]:
         async with self._edge.running(), asyncio.timeout(LIMIT):
             waiting = asyncio.create_task(self._events.wait(self._job_id, 10 * LIMIT))
             await self._looks.get()  # its own
@@ -93,9 +94,9 @@ class Waiter:
             listening.cancel()
             await asyncio.wait([listening])
 
-    async def _look(self, job_id: str) -> Job:
+    async def _look(self, job_id: str) -> Seen:
         try:
-            return await self._edge.job(job_id)
+            return await self._edge.look(job_id)
         finally:
             self._looks.put_nowait(None)
 
@@ -114,7 +115,7 @@ async def test_a_connection_that_dies_without_a_word_is_noticed(
     async with relay.running() as url, Waiter(redis_url, url, job_id).running() as waiting:
         relay.forget()
         world.cancel(job_id)
-        assert (await waiting).status is JobStatus.CANCELLED
+        assert (await waiting).job.status is JobStatus.CANCELLED
 
 
 async def test_who_waits_is_told_when_redis_stays_away(

@@ -17,8 +17,8 @@ from api.edge import Edge
 from api.job_events import JobEvents
 from sdserve.daemon import Daemon
 from sdserve.errors import StoreUnavailableError
-from sdserve.jobs import Job, JobStatus
-from sdserve.operations import Ending
+from sdserve.jobs import JobStatus
+from sdserve.operations import Ending, Seen
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
@@ -151,10 +151,10 @@ async def test_who_waits_already_waits_on_and_gets_the_result(
     edge = Edge(edge_settings(own_redis.url))
     looks = asyncio.Queue[JobStatus]()
 
-    async def look(job_id: str) -> Job:
-        job = await edge.job(job_id)
-        looks.put_nowait(job.status)
-        return job
+    async def look(job_id: str) -> Seen:
+        seen = await edge.look(job_id)
+        looks.put_nowait(seen.job.status)
+        return seen
 
     events = JobEvents(own_redis.url, look, edge.viewers, edge.registry)
     async with edge.running(), asyncio.timeout(LIMIT), asyncio.TaskGroup() as tasks:
@@ -163,12 +163,12 @@ async def test_who_waits_already_waits_on_and_gets_the_result(
         assert await looks.get() is JobStatus.QUEUED
         await asyncio.to_thread(getattr(own_redis, how))
         with pytest.raises(StoreUnavailableError):
-            await edge.job(job_id)
+            await edge.look(job_id)
         assert not waiting.done()
         await asyncio.to_thread(own_redis.revive)
         # Ended at once, most likely before anybody listens again.
         assert world.succeed(world.claim()) is Ending.FINISHED
-        assert (await waiting).status is JobStatus.SUCCEEDED
+        assert (await waiting).job.status is JobStatus.SUCCEEDED
         listening.cancel()
 
 

@@ -7,8 +7,8 @@ goals and whether each is met:
 
 - job cycles a second of one worker: submit, claim, finish, three calls one after the other, beside
   RQ's workers with a function that does nothing (enqueue, run), in turns on the same server;
-- p50 of submit, claim and poll (a job, its place and what is before it), with few queued jobs on one server and
-  many on another, each of which was submitted, in turns, while neither rewrites its file;
+- p50 of submit, claim and poll (a job, its place, what is before it), with few queued jobs on one
+  server and many on another, each of which was submitted, in turns, no file being rewritten;
 - bytes of Redis per queued job, without and with `hash-max-listpack-value`, and with a key;
 - a kill -9 with all of these jobs, and a restart: how long it takes depends on how much of the file
   was written since it was last rewritten, so both parts are told.

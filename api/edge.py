@@ -15,8 +15,8 @@ from api.hang_up import ClientGoneError, unless_gone
 from api.held import HeldRequests
 from api.job_events import JobEvents
 from api.rate_limit import RateLimiter
+from api.registry import Registry
 from api.viewers import Viewers
-from sdserve.apps import AppStatus
 from sdserve.async_store import AsyncJobStore, connect_async
 from sdserve.errors import (
     InvalidParameterError,
@@ -28,12 +28,12 @@ from sdserve.generation import EncodedImage
 from sdserve.host_names import HostNames
 from sdserve.jobs import Job, JobStatus, is_job_id
 from sdserve.limits import Limits
-from sdserve.operations import Cancel, Reap, ViewApp, ViewJob
+from sdserve.operations import Cancel, Look, Reap, Seen
 from sdserve.webhook_targets import WebhookTargets
 
 log = logging.getLogger(__name__)
 
-REAP_INTERVAL = 1.0  # seconds
+LOOK_INTERVAL = 1.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class EdgeSettings:
 
 
 class Edge:
-    """The store, and the events that wake whoever waits for a job."""
+    """The store, and the events that wake whoever waits for a job: one for all of a process."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self.settings = settings
@@ -68,17 +68,18 @@ class Edge:
         )
         self.held = HeldRequests(most=settings.max_held, most_of_client=settings.max_held_per_key)
         self.viewers = Viewers(self.store)
-        self._events = JobEvents(settings.redis_url, self.job, self.viewers)
+        self.registry = Registry(self.store)
+        self._events = JobEvents(settings.redis_url, self.look, self.viewers, self.registry)
         self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request
 
     @asynccontextmanager
-    async def running(self, app: str | None = None) -> AsyncGenerator[None]:
-        """Listen, and take back run-out leases of `app` (None: of all), while we serve."""
+    async def running(self) -> AsyncGenerator[None]:
+        """Listen, and take back run-out leases, while we serve."""
         tasks = [
-            asyncio.create_task(self._events.listen(app), name="events"),
+            asyncio.create_task(self._events.listen(), name="events"),
             asyncio.create_task(self.viewers.run(), name="viewers"),
-            asyncio.create_task(self._reap(app), name="reap"),
+            asyncio.create_task(self._look_after(), name="look after"),
         ]
         try:
             yield
@@ -108,7 +109,7 @@ class Edge:
             raise InvalidParameterError("webhook", message)
         return str(self.settings.webhooks.check(url))
 
-    async def job(self, job_id: str) -> Job:
+    async def look(self, job_id: str) -> Seen:
         """A job as it stands.
 
         Raises:
@@ -116,12 +117,14 @@ class Edge:
         """
         if not is_job_id(job_id):
             raise JobNotFoundError(job_id)
-        return await self.store.run(ViewJob(job_id=job_id))
+        return await self.store.run(Look(job_id=job_id))
 
-    async def job_of(self, caller: Caller, job_id: str) -> Job:
-        """As `job`; another's does not exist, also when it has expired."""
+    async def look_of(self, caller: Caller, job_id: str) -> Seen:
+        """As `look`; another's does not exist, also when it has expired."""
         try:
-            return caller.see(await self.job(job_id))
+            seen = await self.look(job_id)
+            caller.see(seen.job)
+            return seen
         except JobExpiredError:
             if caller.is_admin or await self.store.has_had(caller.client, job_id):
                 raise
@@ -131,11 +134,11 @@ class Edge:
         """What a submission of this caller must not exceed."""
         return replace(self.settings.limits, client=caller.quotas)
 
-    async def wait(self, job_id: str, seconds: float) -> Job:
+    async def wait(self, job_id: str, seconds: float) -> Seen:
         """The job once it is final, or as it stands after `seconds`."""
         return await self._events.wait(job_id, seconds)
 
-    async def wait_for(self, receive: Receive, app: str, job_id: str, seconds: float) -> Job:
+    async def wait_for(self, receive: Receive, app: str, job_id: str, seconds: float) -> Seen:
         """As `wait`, for a client who alone wants the job: it is cancelled when he hangs up.
 
         Raises:
@@ -159,15 +162,11 @@ class Edge:
         else:
             log.info("%s: its client hung up while it was %s: cancelled", job_id, was)
 
-    async def app_of(self, job: Job) -> AppStatus | None:
-        """The state of the job's app, with what is ahead of the job, while that matters to it."""
-        if job.status.is_final:
-            return None
-        return await self.store.run(ViewApp(app=job.app, before=job.id))
-
-    async def images(self, job: Job) -> list[EncodedImage]:
+    async def images(self, seen: Seen) -> list[EncodedImage]:
         """The pictures of a succeeded job; none once they have expired."""
-        blobs = await self.store.results(job.result_keys)
+        job, blobs = seen.job, seen.results
+        if blobs is None:
+            blobs = await self.store.results(job.result_keys)
         media_type = job.params.format.media_type
         return [
             EncodedImage(data=blob, media_type=media_type, seed=seed)
@@ -190,14 +189,15 @@ class Edge:
         media_type = job.params.format.media_type
         return EncodedImage(data=blobs[0], media_type=media_type, seed=job.image_seeds[number])
 
-    async def _reap(self, only: str | None) -> None:
-        """Replicas reap too; the edge does it when an app has none left, or is deleted."""
+    async def _look_after(self) -> None:
+        """Take leases back: replicas do it too, but an app may have none left, or be deleted."""
         while not self._stopped:
-            await asyncio.sleep(REAP_INTERVAL)
+            await asyncio.sleep(LOOK_INTERVAL)
             try:
-                for app in [only] if only else await self.store.unfinished():
+                await self.registry.refresh()
+                for app in await self.store.unfinished():
                     reaped = await self.store.run(Reap(app=app, job_ttl=self.settings.job_ttl))
                     if reaped.requeued or reaped.ended:
                         log.warning("%s: leases ran out: %s", app, reaped)
             except (StoreUnavailableError, RedisError) as error:
-                log.warning("no reaping now: %s", error)
+                log.warning("no looking after jobs now: %s", error)

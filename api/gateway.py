@@ -1,4 +1,4 @@
-"""The one application at `/`: everything that is not bound to one checkpoint."""
+"""The one HTTP application: the apps under their names, and what is not bound to one of them."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from api import batch_routes
 from api.caller import KnownCaller
+from api.dispatch import Dispatch
 from api.edge import Edge, EdgeSettings
 from api.job_routes import JobRoutes
 from api.layers import HEALTH, add_layers
@@ -17,7 +18,7 @@ from sdserve.errors import AppNotFoundError
 
 
 def create_app(settings: EdgeSettings) -> FastAPI:
-    """The FastAPI application of the gateway; it runs under any ASGI server."""
+    """The FastAPI application of the gateway, apps included; it runs under any ASGI server."""
     edge = Edge(settings)
 
     @asynccontextmanager
@@ -30,8 +31,10 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         summary="Jobs and models of all deployed Stable Diffusion checkpoints",
         lifespan=lifespan,
     )
-    add_layers(app, edge, streaming=[batch_routes.ROUTE])
-    app.include_router(JobRoutes(edge).router())
+    jobs = JobRoutes(edge)
+    add_layers(app, edge, jobs, streaming=[batch_routes.ROUTE])
+    app.add_middleware(Dispatch, edge=edge)  # before the layers: an app has its own
+    app.include_router(jobs.router())
     app.include_router(batch_routes.BatchRoutes(edge).router())
     app.include_router(UsageRoutes(edge.store).router())
 

@@ -1,23 +1,22 @@
-"""The HTTP front of one app: puts generations into the queue, waits when a replica is free.
+"""The routes of one app: put generations into the queue, wait when a replica is free.
 
-It knows Redis and the app's specification; it never touches the model.
+They know Redis and the app's specification; they never touch the model. Those of all apps live in
+the processes of the gateway (dispatch.py).
 """
 
 import hashlib
 import math
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from api.allowances import allowances, allowances_of, note_allowances, rate_headers
 from api.caller import KnownCaller, SeesDetails
-from api.edge import Edge, EdgeSettings
+from api.edge import Edge
 from api.estimate import full_queue_retry_after, full_server_retry_after, retry_after
 from api.hang_up import CLIENT_GONE, ClientGoneError, unless_gone
 from api.job_routes import JobRoutes
@@ -60,8 +59,8 @@ from sdserve.errors import (
     StoreUnavailableError,
 )
 from sdserve.generation import ImageFormat
-from sdserve.jobs import Job, JobFailure, JobStatus, new_job_id
-from sdserve.operations import END_OF_QUEUE, Admission, Submit, Submitted, ViewApp
+from sdserve.jobs import JobFailure, JobStatus, new_job_id
+from sdserve.operations import END_OF_QUEUE, Admission, Seen, Submit, Submitted, ViewApp
 
 Prefer = Annotated[
     list[str] | None, Header(description="respond-async, wait=N (RFC 7240), also both")
@@ -101,22 +100,15 @@ _GENERATE_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
-    """The FastAPI application of one checkpoint; it runs under any ASGI server."""
-    edge = Edge(settings)
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
-        async with edge.running(spec.name):
-            yield
-
+def create_app(spec: AppSpec, edge: Edge) -> FastAPI:
+    """The FastAPI application of one checkpoint. Who serves it runs the edge."""
     app = Api(
         title=f"sdserve: {spec.checkpoint.name}",
         summary=f"{spec.checkpoint.path.name} ({spec.checkpoint.kind}) as an endpoint",
-        lifespan=lifespan,
         defaults=spec.defaults,
     )
-    add_layers(app, edge)
+    jobs = JobRoutes(edge, spec.name)
+    add_layers(app, edge, jobs)
     front = Ingress(spec, edge)
     app.post(
         "/v1/generate",
@@ -129,7 +121,7 @@ def create_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
     app.get(f"{HEALTH}/ready", tags=["health"], responses=shown_key)(front.ready)
     app.get(f"{HEALTH}/live", tags=["health"])(front.live)
     app.get("/v1/models", tags=["models"])(front.models)
-    app.include_router(JobRoutes(edge, spec.name).router())
+    app.include_router(jobs.router())
     return app
 
 
@@ -176,21 +168,23 @@ class Ingress:
             hold, wanted = 0.0, replace(wanted, wait=None)
         try:
             with self._edge.held.place(caller.client) if hold else nullcontext():
-                job = await self._outcome(request.receive, submitted.job_id, hold, key=key)
-            response = await self._answer(job, raw, is_async=wanted.is_async and not hold)
+                seen = await self._outcome(request.receive, submitted.job_id, hold, key=key)
+            response = await self._answer(seen, raw, is_async=wanted.is_async and not hold)
         except StoreUnavailableError as error:
             error.job_id = submitted.job_id  # it is in Redis: sent again it would be drawn twice
             raise
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
-        response.headers["X-Job-Id"] = job.id
+        response.headers["X-Job-Id"] = submitted.job_id
         response.headers.update(rate_headers(allowances_of(request)))
         applied = wanted.applied(is_async=response.status_code == 202)
         if applied:
             response.headers["Preference-Applied"] = applied
         return response
 
-    async def _outcome(self, receive: Receive, job_id: str, hold: float, *, key: str | None) -> Job:
+    async def _outcome(
+        self, receive: Receive, job_id: str, hold: float, *, key: str | None
+    ) -> Seen:
         """The job once it is final, or as it stands after `hold` seconds.
 
         Raises:
@@ -215,7 +209,7 @@ class Ingress:
         return await self.health(has_details)
 
     async def live(self) -> ProcessAlive:
-        """This ingress process answers (liveness probe)."""
+        """This process answers (liveness probe)."""
         return ProcessAlive()
 
     async def models(self, _caller: KnownCaller) -> ModelList:
@@ -261,15 +255,15 @@ class Ingress:
         is_free = submitted.admission is Admission.RUN_NOW
         return self._edge.settings.sync_wait.total_seconds() if is_free else 0.0
 
-    async def _answer(self, job: Job, raw: ImageFormat | None, *, is_async: bool) -> Response:
+    async def _answer(self, seen: Seen, raw: ImageFormat | None, *, is_async: bool) -> Response:
+        job = seen.job
         # Who asked for a 202 at once gets one, also when the job was quicker than this look at it.
         if is_async or not job.status.is_final:
-            status = await self._edge.app_of(job)
-            body = JobResponse.of(job, status, await self._edge.images(job))
+            body = JobResponse.of(job, seen.app, await self._edge.images(seen))
             headers = {"Location": f"/v1/jobs/{job.id}"}
             if not job.status.is_final:
-                headers["Retry-After"] = str(retry_after(body.eta_seconds, status))
-            return JSONResponse(body.model_dump(mode="json"), 202, headers=headers)
+                headers["Retry-After"] = str(retry_after(body.eta_seconds, seen.app))
+            return Response(body.model_dump_json(), 202, headers, media_type="application/json")
         if job.status is JobStatus.CANCELLED:
             message = f"Job {job.id} was cancelled."
             return problem(409, "job_cancelled", message, job_id=job.id)
@@ -277,7 +271,7 @@ class Ingress:
             error = job.error or JobFailure(code="internal_error", message="No reason was kept.")
             status_code = 422 if error.code == OutOfMemoryError.code else 500
             return problem(status_code, error.code, error.message, job_id=job.id)
-        images = await self._edge.images(job)
+        images = await self._edge.images(seen)
         if raw and images:
             headers = {"X-Seed": str(images[0].seed)}
             return Response(images[0].data, media_type=images[0].media_type, headers=headers)

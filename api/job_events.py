@@ -1,4 +1,4 @@
-"""What becomes of jobs, as Redis tells it: one subscription for all who wait or watch.
+"""What becomes of jobs and apps, as Redis tells it: one subscription for all who wait or watch.
 
 Waiting costs Redis nothing: no connection and no polling of one's own.
 """
@@ -15,12 +15,13 @@ from redis.exceptions import (
     RedisError,
 )
 
+from api.registry import Registry
 from api.viewers import AWAY, Viewers
 from sdserve import keys
 from sdserve.async_store import connect_async
 from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
-from sdserve.jobs import Job
 from sdserve.news import Change, read_news
+from sdserve.operations import Seen
 
 log = logging.getLogger(__name__)
 
@@ -28,32 +29,33 @@ SILENCE = 1.0  # seconds after which Redis is asked whether it is there, and aga
 RETRY_INTERVAL = 0.5  # seconds
 PATIENCE = 10.0  # seconds that a Redis may be away before those who wait are told
 
-Look = Callable[[str], Awaitable[Job]]
+Looking = Callable[[str], Awaitable[Seen]]
 
 
 class JobEvents:
-    """Wakes whoever waits for the end of a job, and tells the viewers what is new."""
+    """Wakes whoever waits for the end of a job, tells the viewers and the registry what is new."""
 
-    def __init__(self, redis_url: str, look: Look, viewers: Viewers) -> None:
+    def __init__(self, redis_url: str, look: Looking, viewers: Viewers, registry: Registry) -> None:
         self._redis_url = redis_url
         self._look = look
         self._viewers = viewers
-        self._waiting: defaultdict[str, set[asyncio.Future[Job | None]]] = defaultdict(set)
+        self._registry = registry
+        self._waiting: defaultdict[str, set[asyncio.Future[Seen | None]]] = defaultdict(set)
         self._stopped = False
         self._heard = 0.0  # when Redis was there, by the loop's clock
 
-    async def wait(self, job_id: str, seconds: float) -> Job:
+    async def wait(self, job_id: str, seconds: float) -> Seen:
         """The job once it is final, or as it stands after `seconds`.
 
         While Redis is away for a moment this waits on: the job lives, and so may Redis soon.
         """
-        end: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        end: asyncio.Future[Seen | None] = asyncio.get_running_loop().create_future()
         # Registered before the look: an end between the two would be missed otherwise.
         self._waiting[job_id].add(end)
         try:
-            job = await self._look(job_id)
-            if job.status.is_final or seconds <= 0:
-                return job
+            seen = await self._look(job_id)
+            if seen.job.status.is_final or seconds <= 0:
+                return seen
             await asyncio.wait({end}, timeout=seconds)
             ended = end.result() if end.done() else None
             return ended or await self._look(job_id)
@@ -62,13 +64,8 @@ class JobEvents:
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
-    async def listen(self, app: str | None = None) -> None:
-        """Follow the events until `stop`, over restarts of Redis and dead connections.
-
-        Args:
-            app: of this one only.
-        """
-        channels = keys.CHANNEL + (app or "*")
+    async def listen(self) -> None:
+        """Follow the events until `stop`, over restarts of Redis and dead connections."""
         redis = connect_async(self._redis_url, limit=SILENCE)
         clock = asyncio.get_running_loop().time
         self._heard = clock()
@@ -76,10 +73,11 @@ class JobEvents:
             while not self._stopped:
                 try:
                     async with redis.pubsub() as events:
-                        await self._follow(events, channels)
+                        await self._follow(events)
                 except (RedisError, OSError, StoreUnavailableError) as error:
                     log.warning("job events interrupted (%s): listening again soon", error)
                     self._viewers.tell(AWAY)
+                    self._registry.lose()
                     if clock() - self._heard > PATIENCE:
                         for job_id in list(self._waiting):
                             self._wake(job_id, None)
@@ -91,8 +89,8 @@ class JobEvents:
         """Let `listen` end. For its task's cancel alone redis-py may take it for a time-out."""
         self._stopped = True
 
-    async def _follow(self, events: PubSub, channels: str) -> None:
-        await events.psubscribe(channels)
+    async def _follow(self, events: PubSub) -> None:
+        await events.psubscribe(f"{keys.CHANNEL}*")
         is_asked = False
         while not self._stopped:
             message: dict[str, Any] | None = await events.get_message(timeout=SILENCE)
@@ -108,6 +106,7 @@ class JobEvents:
             if message["type"] == "psubscribe":
                 # What happened before this moment was told to nobody.
                 self._viewers.look_again()
+                self._registry.follow()
                 for job_id in list(self._waiting):
                     await self._tell(job_id)
             elif message["type"] == "pmessage":
@@ -115,20 +114,22 @@ class JobEvents:
                 self._viewers.hear(news)
                 if news.change is Change.ENDED:
                     await self._tell(news.job_id)
+                elif news.change is Change.DEPLOYED:
+                    self._registry.forget(news.app)
 
     async def _tell(self, job_id: str) -> None:
         if job_id not in self._waiting:
             return
         try:
-            job = await self._look(job_id)
+            seen = await self._look(job_id)
         except (JobNotFoundError, JobExpiredError):
             self._wake(job_id, None)
         else:
-            if job.status.is_final:
-                self._wake(job_id, job)
+            if seen.job.status.is_final:
+                self._wake(job_id, seen)
 
-    def _wake(self, job_id: str, job: Job | None) -> None:
-        """End the waiting with this job; None: whoever waits is to look himself."""
+    def _wake(self, job_id: str, seen: Seen | None) -> None:
+        """End the waiting with this look; None: whoever waits is to look himself."""
         for end in self._waiting.get(job_id, ()):
             if not end.done():
-                end.set_result(job)
+                end.set_result(seen)

@@ -15,9 +15,10 @@ from api.preferences import LongPoll
 from api.problems import HttpProblemError, problem_responses
 from api.schemas import JobList, JobResponse, PreviewBody
 from sdserve.errors import JobNotFoundError
+from sdserve.generation import MAX_IMAGES
 from sdserve.job_list import CURSOR, ListJobs, ListPlace
-from sdserve.jobs import Job, JobStatus
-from sdserve.operations import Cancel
+from sdserve.jobs import JobStatus
+from sdserve.operations import Cancel, Seen
 
 JobId = Annotated[
     str,
@@ -35,8 +36,9 @@ LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="of the last event that was received")
 ]
 VERSION = {"type": "string", "pattern": r"^\d+$"}
-ImageNumber = Annotated[int, Path(ge=0, le=7)]
+ImageNumber = Annotated[int, Path(ge=0, le=MAX_IMAGES - 1)]
 
+JOBS = "/v1/jobs"
 MAX_PAGE = 100  # jobs
 
 _JOB_ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -90,7 +92,7 @@ class JobRoutes:
         self._app = app
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+        router = APIRouter(prefix=JOBS, tags=["jobs"])
         router.get("", name="list")(self.jobs)
         router.get(
             "/{job_id}",
@@ -99,7 +101,9 @@ class JobRoutes:
             responses=_JOB_ANSWERS,
             dependencies=[HOLDS_POLL],
         )(self.job)
-        router.delete("/{job_id}", responses=_CANCEL_ANSWERS)(self.cancel)
+        router.delete("/{job_id}", response_model=JobResponse, responses=_CANCEL_ANSWERS)(
+            self.cancel
+        )
         router.get(
             "/{job_id}/events",
             response_class=Response,
@@ -144,17 +148,20 @@ class JobRoutes:
         job_id: JobId,
         caller: KnownCaller,
         request: Request,
-        response: Response,
         wait: LongPoll = 0,
-    ) -> JobResponse | Response:
+    ) -> Response:
         """The job as it stands, or as soon as it is final."""
-        job = await self._own(job_id, caller)
-        if wait and not job.status.is_final:
+        seen = await self._own(job_id, caller)
+        if wait and not seen.job.status.is_final:
             try:
-                job = await unless_gone(request.receive, self._edge.wait(job_id, wait))
+                seen = await unless_gone(request.receive, self._edge.wait(job_id, wait))
             except ClientGoneError:  # whose place another may have
                 return Response(status_code=CLIENT_GONE)
-        return await self._answer(job, response)
+        return await self._answer(seen)
+
+    async def look(self, job_id: str, caller: Caller) -> Response:
+        """As `job` for who waits for nothing."""
+        return await self._answer(await self._own(job_id, caller))
 
     async def events(
         self,
@@ -165,20 +172,19 @@ class JobRoutes:
         previews: Previews = False,
     ) -> Response:
         """Every change of the job as it happens (Server-Sent Events), until its end."""
-        job = await self._own(job_id, caller)
+        job = (await self._own(job_id, caller)).job
         return event_stream(self._edge.viewers, job, previews=previews, last_event_id=last_event_id)
 
-    async def cancel(self, job_id: JobId, caller: KnownCaller, response: Response) -> JobResponse:
+    async def cancel(self, job_id: JobId, caller: KnownCaller) -> Response:
         """Cancel: a queued job at once (200), a running one within a step (202)."""
-        job = await self._own(job_id, caller)
+        job = (await self._own(job_id, caller)).job
         cancel = Cancel(app=job.app, job_id=job.id, job_ttl=self._edge.settings.job_ttl)
         was = await self._edge.store.run(cancel)
-        if was is JobStatus.RUNNING:
-            response.status_code = 202
-        elif was is not JobStatus.QUEUED and was is not JobStatus.CANCELLED:
+        if was not in (JobStatus.RUNNING, JobStatus.QUEUED, JobStatus.CANCELLED):
             message = f"Job {job.id} is {was or 'gone'} already: there is nothing to cancel."
             raise HttpProblemError(409, "job_is_final", message)
-        return await self._answer(await self._edge.job(job_id), response)
+        status = 202 if was is JobStatus.RUNNING else 200
+        return await self._answer(await self._edge.look(job_id), status)
 
     async def first_image(self, job_id: JobId, caller: KnownCaller) -> Response:
         """The bytes of the first image."""
@@ -186,7 +192,7 @@ class JobRoutes:
 
     async def image(self, job_id: JobId, number: ImageNumber, caller: KnownCaller) -> Response:
         """The bytes of one image, counted from 0."""
-        picture = await self._edge.image(await self._own(job_id, caller), number)
+        picture = await self._edge.image((await self._own(job_id, caller)).job, number)
         # A result never changes, so its name is its version.
         headers = {
             "ETag": f'"{job_id}-{number}"',
@@ -195,15 +201,16 @@ class JobRoutes:
         }
         return Response(picture.data, media_type=picture.media_type, headers=headers)
 
-    async def _own(self, job_id: str, caller: Caller) -> Job:
-        job = await self._edge.job_of(caller, job_id)
-        if self._app is not None and job.app != self._app:
+    async def _own(self, job_id: str, caller: Caller) -> Seen:
+        seen = await self._edge.look_of(caller, job_id)
+        if self._app is not None and seen.job.app != self._app:
             raise JobNotFoundError(job_id)
-        return job
+        return seen
 
-    async def _answer(self, job: Job, response: Response) -> JobResponse:
-        status = await self._edge.app_of(job)
-        body = JobResponse.of(job, status, await self._edge.images(job))
-        if not job.status.is_final:
-            response.headers["Retry-After"] = str(retry_after(body.eta_seconds, status))
-        return body
+    async def _answer(self, seen: Seen, status: int = 200) -> Response:
+        body = JobResponse.of(seen.job, seen.app, await self._edge.images(seen))
+        headers = dict[str, str]()
+        if not seen.job.status.is_final:
+            headers["Retry-After"] = str(retry_after(body.eta_seconds, seen.app))
+        # Made by us, as it is: FastAPI would check again what was just built.
+        return Response(body.model_dump_json(), status, headers, media_type="application/json")

@@ -12,7 +12,13 @@ from api.usage_schemas import UsageAmounts
 from sdserve.apps import AppSpec, AppStatus, ReplicaPresence
 from sdserve.errors import InvalidParameterError
 from sdserve.families import MAX_STEP_CACHE, MAX_STEPS, SCHEDULERS, GenerationDefaults
-from sdserve.generation import ComputeMetrics, EncodedImage, GenerationParams, ImageFormat
+from sdserve.generation import (
+    MAX_IMAGES,
+    ComputeMetrics,
+    EncodedImage,
+    GenerationParams,
+    ImageFormat,
+)
 from sdserve.jobs import HIGHEST_PRIORITY, LOWEST_PRIORITY, Job, JobFailure, JobStatus
 from sdserve.webhook_targets import MAX_URL
 
@@ -39,7 +45,7 @@ class GenerateRequest(BaseModel):
         default=None, ge=0, le=MAX_SEED, description="drawn when absent, and returned"
     )
     scheduler: str | None = Field(default=None, description="one of " + ", ".join(SCHEDULERS))
-    num_images: int = Field(default=1, ge=1, le=8)
+    num_images: int = Field(default=1, ge=1, le=MAX_IMAGES)
     format: ImageFormat | None = Field(
         default=None, description="how images are encoded; base64 (the default) is PNG"
     )

@@ -11,25 +11,18 @@ import argparse
 import asyncio
 import contextlib
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
-from fastapi import FastAPI
-
-from api import gateway, ingress
-from api.edge import EdgeSettings
-from bench.own_app import APP, HOUR, own_app, serving
+from bench.own_app import APP, own_app
 from bench.statistics import abba, bootstrap_ratio
 from deploy_scripts.submit_batch import main as submit_batch
-from sdserve.apps import AppSpec
 from sdserve.client import AsyncSdClient
 
 PROMPT = "a red circle on a blue background"
@@ -97,26 +90,9 @@ def main() -> None:
     options = parser.parse_args()
     with (
         own_app() as app,
-        serving(_serve, app.store.apps()[APP], app.redis_url) as url,
         _feeding(app.redis_url),
     ):
-        measure(url, options.jobs, options.steps, options.blocks)
-
-
-def _serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:
-    """Serve on `server` until killed."""
-    settings = EdgeSettings(redis_url=redis_url, job_ttl=HOUR, sync_wait=HOUR)
-    app, rest = ingress.create_app(spec, settings), gateway.create_app(settings)
-
-    @asynccontextmanager
-    async def lifespan(_root: FastAPI) -> AsyncGenerator[None]:
-        async with app.router.lifespan_context(app), rest.router.lifespan_context(rest):
-            yield
-
-    root = FastAPI(lifespan=lifespan, openapi_url=None)
-    root.mount(spec.route, app)
-    root.mount("/", rest)
-    uvicorn.Server(uvicorn.Config(root, log_level="warning")).run([server])
+        measure(app.gateway, options.jobs, options.steps, options.blocks)
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 A gateway of its own, bare under uvicorn, and a Redis. The jobs that are polled, and those that a
 poll is told of one by one, are submitted; of those between there is the place in the queue only,
 since nothing else of them is read. Prints Markdown: of each depth the time of a poll over HTTP, and
-of the two scripts behind it, each with its round trip.
+of the script behind it with its round trip.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from sdserve import keys
 from sdserve.generation import ComputeMetrics, GenerationParams, ImageFormat
 from sdserve.jobs import JobStatus, new_job_id
 from sdserve.limits import ResultBudget
-from sdserve.operations import Claim, Finish, Submit, ViewApp, ViewJob
+from sdserve.operations import Claim, Finish, Look, Submit
 from sdserve.pace import Measured, Work
 from sdserve.store import RedisJobStore, connect
 
@@ -95,13 +95,11 @@ def measure(http: httpx.Client, store: RedisJobStore, ids: Sequence[str], polls:
 
     times(poll)  # connections, code
     of_poll = times(poll)
-    of_job = times(lambda job_id: store.run(ViewJob(job_id=job_id)))
-    of_app = times(lambda job_id: store.run(ViewApp(app=APP, before=job_id)))
+    of_look = times(lambda job_id: store.run(Look(job_id=job_id)))
     return [
         f"{statistics.median(of_poll):.1f} ms",
         f"{statistics.quantiles(of_poll, n=100)[98]:.1f} ms",
-        f"{statistics.median(of_job):.2f} ms",
-        f"{statistics.median(of_app):.2f} ms",
+        f"{statistics.median(of_look):.2f} ms",
     ]
 
 
@@ -123,7 +121,7 @@ def main() -> None:
                 fill(redis, depth)
                 row = measure(http, store, ids, options.polls)
                 table.append([str(depth), *row, f"{os.getloadavg()[0]:.1f}"])
-    names = ["waiting", "poll p50", "p99", "view_job p50", "view_app p50", "load average"]
+    names = ["waiting", "poll p50", "p99", "look p50", "load average"]
     for cells in (names, ["---"] * len(names), *table):
         print("| " + " | ".join(cells) + " |")
 

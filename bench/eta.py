@@ -277,9 +277,9 @@ def main() -> None:
         store.register_app(spec)
         replica = Replica(spec, redis_url, store)
         try:
-            with serving(serve, spec, redis_url) as url:
+            with serving(serve, redis_url) as url:
                 tokens = [new_client(store, f"client{number}") for number in range(CLIENTS)]
-                asyncio.run(measure(url, tokens, replica, options))
+                asyncio.run(measure(f"{url}/{APP}", tokens, replica, options))
         finally:
             replica.stop()
             stop_redis(settings)

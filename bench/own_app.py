@@ -1,4 +1,4 @@
-"""An app of our own without Ray: Redis, its ingress under uvicorn, a replica, each a process."""
+"""An app of our own without Ray: Redis, the gateway under uvicorn, a replica, each a process."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from api.edge import EdgeSettings
-from api.ingress import create_app
+from api.gateway import create_app
 from sdserve.api_keys import Role, new_token
 from sdserve.apps import AppSpec, AppState
 from sdserve.checkpoints import inspect_checkpoint
@@ -39,11 +39,14 @@ PATIENCE = 120.0  # seconds for a replica to come up
 class OwnApp:
     """Where it is."""
 
-    url: str  # of the ingress: /v1/generate, ...
+    gateway: str  # its URL
     redis_url: str
-    ingress_pid: int
-    replica_pid: int
     store: RedisJobStore
+
+    @property
+    def url(self) -> str:
+        """Of the app: /v1/generate, ..."""
+        return f"{self.gateway}/{APP}"
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def own_app(*, model: Path = MODEL, step_seconds: float | None = None) -> Genera
         server = socket.create_server(("127.0.0.1", 0), backlog=4096)
         context = multiprocessing.get_context("spawn")
         processes: list[BaseProcess] = [
-            context.Process(target=serve, args=(spec, redis_url, server)),
+            context.Process(target=serve, args=(redis_url, server)),
             context.Process(target=_pull, args=(spec, redis_url, step_seconds)),
         ]
         store = RedisJobStore(connect(redis_url))
@@ -70,10 +73,8 @@ def own_app(*, model: Path = MODEL, step_seconds: float | None = None) -> Genera
                 process.start()
             _until_ready(store, processes)
             yield OwnApp(
-                url=f"http://127.0.0.1:{server.getsockname()[1]}",
+                gateway=f"http://127.0.0.1:{server.getsockname()[1]}",
                 redis_url=redis_url,
-                ingress_pid=processes[0].pid or 0,
-                replica_pid=processes[1].pid or 0,
                 store=store,
             )
         finally:
@@ -134,10 +135,10 @@ def replica_settings(redis_url: str) -> ReplicaSettings:
     )
 
 
-def serve(spec: AppSpec, redis_url: str, server: socket.socket) -> None:
+def serve(redis_url: str, server: socket.socket) -> None:
     """Serve on `server` until killed."""
     settings = EdgeSettings(redis_url=redis_url, job_ttl=HOUR, sync_wait=HOUR)
-    config = uvicorn.Config(create_app(spec, settings), log_level="warning", access_log=False)
+    config = uvicorn.Config(create_app(settings), log_level="warning", access_log=False)
     uvicorn.Server(config).run([server])
 
 

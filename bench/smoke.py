@@ -2,7 +2,7 @@
 
     python -m bench smoke
 
-Everything runs in this process, so that all of it can be counted: the ingress under uvicorn, a
+Everything runs in this process, so that all of it can be counted: the gateway under uvicorn, a
 replica with an engine that only sleeps (bench/stub_engine.py), and a Redis. The counts are exact
 gates: whoever changes one on purpose changes it in `GATES`, and says why. The exit code is 1 when
 one is broken.
@@ -32,7 +32,7 @@ import httpx
 import uvicorn
 
 from api.edge import EdgeSettings
-from api.ingress import create_app
+from api.gateway import create_app
 from bench import stub_engine
 from bench.own_app import APP, HOUR, MODEL, replica_settings, spec_of
 from bench.report import table
@@ -67,20 +67,19 @@ HELD: Headers = {"Prefer": "wait=60"}
 # it waits and once at the end, fetches the pictures; the replica is woken, claims, looks for a
 # second job, stores, finishes, and waits again.
 WARM = {
-    "BLPOP": 1, "MGET result": 1, "SET result": 1, "claim": 2, "finish": 1, "submit": 1,
-    "view_job": 2,
+    "BLPOP": 1, "MGET result": 1, "SET result": 1, "claim": 2, "finish": 1, "look": 2, "submit": 1,
 }  # fmt: skip
 GATES: dict[str, Any] = {
     "round trips of a warm request": WARM,
     "round trips of a warm request, raw": WARM,
-    "round trips of a 202": {"submit": 1, "view_app": 1, "view_job": 1},
-    "round trips of a poll, queued": {"view_app": 1, "view_job": 1},
-    "round trips of a poll, ended": {"MGET result": 1, "view_job": 1},
-    "round trips of an image": {"MGET result": 1, "view_job": 1},
+    "round trips of a 202": {"look": 1, "submit": 1},
+    "round trips of a poll, queued": {"look": 1},
+    "round trips of a poll, ended": {"MGET result": 1, "look": 1},
+    "round trips of an image": {"MGET result": 1, "look": 1},
     "base64 encodings of a warm request": 1,
     "base64 encodings of a warm request, raw": 0,
     "threads of a replica": ["engine", "finish_0", "heartbeat", "watchdog"],
-    "threads that 50 requests add to an ingress": [],
+    "threads that 50 requests add to the gateway": [],
 }
 # Bounds far from what a quiet machine shows: they catch a lost property, not noise.
 COPIES = 8.0  # pictures' sizes of memory that the edge takes for one JSON answer: 5.4 measured
@@ -141,7 +140,7 @@ class Smoke:
             "round trips of an image": lambda: self._trips_of_look("/image"),
             "base64 encodings of a warm request": lambda: self._encodings(NO_HEADERS),
             "base64 encodings of a warm request, raw": lambda: self._encodings(RAW),
-            "threads that 50 requests add to an ingress": self._threads_of_requests,
+            "threads that 50 requests add to the gateway": self._threads_of_requests,
             **{bound.name: bound.measure for bound in self._bounds()},
         }
         later = {"Prefer": "respond-async"}
@@ -325,6 +324,10 @@ class Smoke:
     def _post(self, body: Body, headers: Headers = NO_HEADERS) -> httpx.Response:
         return self._http.post("/v1/generate", json=body, headers=headers)
 
+    def look(self) -> None:
+        """The first request of all: the app's routes are made, the connections too."""
+        self._http.get("/v1/health").raise_for_status()
+
     def _get(self, path: str) -> httpx.Response:
         return self._http.get(f"/v1/jobs/{path}").raise_for_status()
 
@@ -345,13 +348,14 @@ def smoke() -> Generator[Smoke]:
         store = RedisJobStore(connect(redis_url))
         store.register_app(spec)
         edge = EdgeSettings(redis_url=redis_url, job_ttl=HOUR, sync_wait=HOUR)
-        config = uvicorn.Config(create_app(spec, edge), log_level="warning", access_log=False)
+        config = uvicorn.Config(create_app(edge), log_level="warning", access_log=False)
         server = uvicorn.Server(config)
         socket = create_server(("127.0.0.1", 0), backlog=4096)
         thread = threading.Thread(target=server.run, args=([socket],), daemon=True)
         thread.start()
-        one = Smoke(f"http://127.0.0.1:{socket.getsockname()[1]}", redis_url, store, trips)
+        one = Smoke(f"http://127.0.0.1:{socket.getsockname()[1]}/{APP}", redis_url, store, trips)
         try:
+            one.look()
             yield one
         finally:
             one.close()

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from api import gateway, ingress
+from api import gateway
 from api.edge import EdgeSettings
 from deploy_scripts.policy import QueuePolicy
 from sdserve.apps import AppSpec
@@ -21,11 +21,11 @@ from workers.replica_settings import ReplicaSettings
 STOP_MARGIN = timedelta(seconds=30)
 STOP_GRACE = timedelta(minutes=10)  # for a job that runs when its replica is told to stop
 SYNC_WAIT = timedelta(seconds=60)
-# Per ingress process: long polls, streams and the like (api/held.py, bench/waiters.py).
+# Per process of the gateway: long polls, streams and the like (api/held.py, bench/waiters.py).
 MAX_HELD_REQUESTS = 5_000
 # One more would wait in Serve's proxy, so there is room for health checks, submissions, cancels.
 MAX_ONGOING_REQUESTS = MAX_HELD_REQUESTS + 500
-LIGHT = {"num_cpus": 0}  # an ingress waits for Redis nearly all of its time
+LIGHT = {"num_cpus": 0}  # the gateway waits for Redis nearly all of its time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Surroundings:
 
     edge: EdgeSettings
     replica: ReplicaSettings
+    http_processes: int
 
     @classmethod
     def of(cls, settings: Settings, redis_url: str, *, is_key_required: bool) -> "Surroundings":
@@ -62,16 +63,13 @@ class Surroundings:
                 load_timeout=settings.load_timeout,
                 compile_cache=settings.state_dir.absolute() / "compiled",
             ),
+            http_processes=settings.http_processes,
         )
 
 
 def build_app(spec: AppSpec, surroundings: Surroundings) -> Any:
-    """The Serve application of one checkpoint: an always-on ingress, and 0..N replicas."""
-
-    def asgi() -> FastAPI:
-        return ingress.create_app(spec, surroundings.edge)
-
-    replica = serve.deployment(
+    """The Serve application of one checkpoint: 0..N replicas, which nobody sends a request."""
+    return serve.deployment(
         name="DiffusionReplica",
         ray_actor_options={"num_gpus": spec.num_gpus, "num_cpus": spec.num_cpus},
         autoscaling_config=AutoscalingConfig(
@@ -96,25 +94,21 @@ def build_app(spec: AppSpec, surroundings: Surroundings) -> Any:
         graceful_shutdown_wait_loop_s=1,
         graceful_shutdown_timeout_s=(STOP_GRACE + STOP_MARGIN).total_seconds(),
     )(DiffusionReplica).bind(spec, surroundings.replica)
-    return _light("Ingress", asgi).bind(replica)
 
 
 def build_gateway(surroundings: Surroundings) -> Any:
-    """The Serve application at `/`."""
+    """The Serve application at `/`: the HTTP of all apps, in processes that are always there."""
 
     def asgi() -> FastAPI:
         return gateway.create_app(surroundings.edge)
 
-    return _light("Gateway", asgi).bind()
-
-
-def _light(name: str, asgi: Any) -> Any:
     return serve.deployment(
-        name=name,
+        name="Gateway",
+        num_replicas=surroundings.http_processes,
         ray_actor_options=LIGHT,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=1,
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=1,
         graceful_shutdown_timeout_s=10,
-    )(serve.ingress(asgi)())
+    )(serve.ingress(asgi)()).bind()

@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import time
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from urllib.parse import urlsplit
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.build_app import build_app
 from ray.serve.config import HTTPOptions
+from ray.serve.context import (
+    _get_global_client,  # pyright: ignore[reportPrivateUsage] (there is no other way to it)
+)
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -210,6 +215,25 @@ def _start_serve(settings: Settings) -> None:
     serve.start(
         proxy_location="EveryNode",
         http_options=HTTPOptions(host=settings.http_host, port=settings.http_port),
+    )
+
+
+def run_without_http(application: serve.Application, name: str) -> None:
+    """`serve.run` of an application that answers no requests; returns when it runs.
+
+    Serve takes the outermost deployment for its application's ingress. Behind HAProxy each replica
+    of an ingress opens an HTTP port of its own, and waits for requests before it may end, so this
+    application has none: what `serve.run` does (Ray 2.60, serve.api._run_many), but for that.
+
+    Raises:
+        RuntimeError: Serve cannot deploy it.
+    """
+    built: Any = build_app(
+        application, name=name, default_runtime_env=ray.get_runtime_context().runtime_env
+    )
+    client: Any = _get_global_client()
+    client.deploy_applications(
+        [replace(built, ingress_deployment_name="")], wait_for_ingress_deployment_creation=False
     )
 
 

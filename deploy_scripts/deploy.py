@@ -157,9 +157,7 @@ class Deployer:
             self.store.register_app(spec)
             self.store.heal(spec.name)
             try:
-                serve.run(
-                    build_app(spec, self._surroundings()), name=spec.name, route_prefix=spec.route
-                )
+                cluster.run_without_http(build_app(spec, self._surroundings()), spec.name)
             except RuntimeError as error:
                 self._unregister(spec.name, known)
                 message = f"Ray Serve could not deploy '{spec.name}': {error}"
@@ -170,8 +168,8 @@ class Deployer:
             return Deployed.CHANGED if known and is_running else Deployed.NEW
 
     def deploy_gateway(self) -> None:
-        """Deploy the application at `/` unless it runs."""
-        if not _is_running(GATEWAY):
+        """Deploy the application at `/`, unless it is there: one of its processes may be away."""
+        if not _is_there(GATEWAY):
             serve.run(build_gateway(self._surroundings()), name=GATEWAY, route_prefix="/")
 
     def restore(self) -> list[tuple[AppSpec, str]]:
@@ -198,7 +196,7 @@ class Deployer:
         apps = self.store.apps()
         if app not in apps:
             raise AppNotFoundError(app, list(apps))
-        # Marked broken in the same step, so that its ingress accepts nothing while it goes away.
+        # Marked broken in the same step, so that the gateway accepts nothing while it goes away.
         failure = JobFailure(code="app_gone", message=f"The app '{app}' was deleted.")
         drain = Drain(app=app, failure=failure, job_ttl=self._settings.job_ttl, broken=True)
         drained = self.store.drain(drain)
@@ -219,5 +217,14 @@ class Deployer:
 
 
 def _is_running(app: str) -> bool:
+    return _status(app) == ApplicationStatus.RUNNING
+
+
+def _is_there(app: str) -> bool:
+    """Whether Serve runs it, or mends it."""
+    return _status(app) in (ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY)
+
+
+def _status(app: str) -> ApplicationStatus | None:
     status = serve.status().applications.get(app)
-    return status is not None and status.status == ApplicationStatus.RUNNING
+    return None if status is None else status.status

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deploy_scripts import haproxy_launcher
 
-# HAProxy reaches the ingress processes of its own node at 127.0.0.1, wherever those listen.
+# HAProxy reaches the gateway's processes of its own node at 127.0.0.1, wherever those listen.
 HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104 (where the user has us listen)
 ANSWER_LIMIT = 10.0  # seconds for `haproxy -v`
 CONNECTIONS = 20_000  # at once, as far as the limit of open files goes
@@ -25,7 +25,7 @@ FILES_OF_ONE = 3  # two sockets, and its part of the pipes
 OTHER_FILES = 500
 BINARY = "SD_HAPROXY_BINARY"  # environment: of HAProxy itself
 SOCKETS = "sockets"  # a link to their folder
-DRAIN = 3  # seconds that an ingress which ends is still asked; a change of routes takes half of one
+DRAIN = 3  # seconds that a process which ends is still asked; a change of routes takes half of one
 # What is open when the routes change goes on this long: an event stream, a download.
 OLD_CONNECTIONS = 600  # seconds
 

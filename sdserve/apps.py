@@ -155,6 +155,11 @@ def app_name(checkpoint: Path) -> str:
     return f"sd-{slug or 'model'}"
 
 
+def is_app_name(text: str) -> bool:
+    """Whether an app may have this name. Cheap: it is asked of whatever a client sends."""
+    return _APP_NAME.fullmatch(text) is not None
+
+
 def name_apps(checkpoints: list[Path]) -> dict[str, Path]:
     """App names of a folder's files.
 
@@ -170,4 +175,5 @@ def name_apps(checkpoints: list[Path]) -> dict[str, Path]:
     return named
 
 
+_APP_NAME = re.compile(r"sd-[a-z0-9-]{1,255}")  # a file's name has no more
 _SPEC: TypeAdapter[AppSpec] = TypeAdapter(AppSpec)

@@ -6,6 +6,7 @@ Thousands of requests share a few connections, and a Redis that is away is known
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import SdServeError, StoreFullError, StoreUnavailableError
-from sdserve.operations import Operation, ViewApp, script_text
+from sdserve.generation import MAX_IMAGES
+from sdserve.operations import Look, Operation, Seen, ViewApp, script_text
 from sdserve.operations.wire import texts
 from sdserve.store import apps_of, store_errors
 from sdserve.usage import DayUsage, UsageFilter, read_day
@@ -80,6 +82,30 @@ class AsyncJobStore:
         """
         if not operations:
             return []
+        outcomes, _ = await self._run_all(operations)
+        return outcomes
+
+    async def look_at_end(self, job_id: str) -> Seen:
+        """A job that has just ended, with its images in the same round trip.
+
+        Those of a later attempt have names that are not known before: they do not come along.
+        """
+        names = [keys.result(job_id, 1, image) for image in range(MAX_IMAGES)]
+        (seen,), blobs = await self._run_all([Look(job_id=job_id)], names, limit=IMAGES_LIMIT)
+        if isinstance(seen, SdServeError):
+            raise seen
+        found = dict(zip(names, blobs, strict=True))
+        if not found.keys() >= set(seen.job.result_keys):
+            return seen
+        return replace(seen, results=tuple(found[name] for name in seen.job.result_keys))
+
+    async def _run_all(
+        self,
+        operations: Sequence[Operation[Any]],
+        images: Sequence[str] = (),
+        limit: float = ANSWER_LIMIT,
+    ) -> tuple[list[Any], list[bytes | None]]:
+        """As `run_all`, and the images behind these keys as they are after the operations."""
         loaded = {name: script_text(name) for name in {each.script for each in operations}}
         digests = {name: _digest(text) for name, text in loaded.items()}
 
@@ -90,13 +116,16 @@ class AsyncJobStore:
                 for each in operations:
                     names, arguments = each.keys, each.arguments
                     pipe.evalsha(digests[each.script], len(names), *names, *arguments)
+                if images:
+                    pipe.mget(list(images))
                 replies = await pipe.execute(raise_on_error=False)
             return replies[len(loaded) :] if load else replies
 
-        replies = await self._ask(lambda: ask(load=False))
+        replies = await self._ask(lambda: ask(load=False), limit)
         if any(isinstance(reply, NoScriptError) for reply in replies):
-            replies = await self._ask(lambda: ask(load=True))
-        return list(map(_outcome, operations, replies))
+            replies = await self._ask(lambda: ask(load=True), limit)
+        outcomes = list(map(_outcome, operations, replies))
+        return outcomes, _sound(replies[len(operations)]) if images else []
 
     async def results(self, names: Sequence[str]) -> list[bytes | None]:
         """The images behind these keys; None for one that has expired."""
@@ -108,6 +137,11 @@ class AsyncJobStore:
         """What is deployed, by name."""
         found: dict[bytes, bytes] = await self._ask(lambda: self._redis.hgetall(keys.APPS))
         return {name.decode(): _spec(text) for name, text in sorted(found.items())}
+
+    async def app(self, name: str) -> AppSpec | None:
+        """What is deployed under this name."""
+        text: bytes | None = await self._ask(lambda: self._redis.hget(keys.APPS, name))
+        return None if text is None else _spec(text)
 
     async def unfinished(self) -> list[str]:
         """The apps that have jobs which have not ended, deployed or not."""
@@ -209,12 +243,17 @@ def _digest(text: str) -> str:
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
+def _sound(reply: Any) -> Any:
+    """A reply of a pipeline, or the error that it is."""
+    with store_errors():
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
 def _outcome(operation: Operation[Any], reply: Any) -> Any:
     try:
-        with store_errors():
-            if isinstance(reply, Exception):
-                raise reply
-            return operation.read(reply)
+        return operation.read(_sound(reply))
     except StoreFullError as error:
         return error
     except StoreUnavailableError:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+MAX_IMAGES = 8  # of a job
+
 
 class ImageFormat(StrEnum):
     """How the images of a result are encoded. `base64` is PNG, as the first clients knew it."""
@@ -33,7 +35,7 @@ class GenerationParams:
     height: int  # pixels
     seed: int  # 0..2^32-1; image k of a job is drawn from seed + k (mod 2^32)
     scheduler: str  # a name of sdserve.families.SCHEDULERS
-    num_images: int
+    num_images: int  # 1..MAX_IMAGES
     format: ImageFormat
     step_cache: int = 1  # calls of the network of which only the first is whole; 1: all are
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from sdserve import keys
 
 APP_CHANGED = ""  # the text of a message about an app
+APP_DEPLOYED = " deployed"  # the same, where its specification is another, or is gone
 
 
 class Change(StrEnum):
@@ -19,6 +20,7 @@ class Change(StrEnum):
     JOB = "job"
     ENDED = "ended"  # the job is final
     PREVIEW = "preview"  # there is a newer preview of the job
+    DEPLOYED = "deployed"  # the app was deployed, again perhaps, or deleted
 
 
 @dataclass(frozen=True, kw_only=True)

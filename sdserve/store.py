@@ -29,7 +29,7 @@ from sdserve import keys
 from sdserve.apps import AppSpec, AppStatus, LoadPace
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import StoreFullError, StoreUnavailableError
-from sdserve.news import APP_CHANGED
+from sdserve.news import APP_CHANGED, APP_DEPLOYED
 from sdserve.operations import Drain, Operation, ViewApp, script_text
 from sdserve.operations.wire import texts
 
@@ -169,16 +169,20 @@ class RedisJobStore:
             self._redis.hset(keys.APP + app, "wish_until", str(until))
 
     def register_app(self, spec: AppSpec) -> None:
-        with store_errors():
-            self._redis.hset(keys.APPS, spec.name, spec.to_json())
-            device = "GPU" if spec.num_gpus else "CPU"
-            size = sum(file.size for file in spec.checkpoint.files)
-            facts = ["device", device, "file_bytes", str(size)]
-            self._redis.hset(keys.APP + spec.name, items=facts)
+        device = "GPU" if spec.num_gpus else "CPU"
+        size = sum(file.size for file in spec.checkpoint.files)
+        facts = ["device", device, "file_bytes", str(size)]
+        with store_errors(), self._redis.pipeline() as pipe:
+            pipe.hset(keys.APPS, spec.name, spec.to_json())
+            pipe.hset(keys.APP + spec.name, items=facts)
+            pipe.publish(keys.CHANNEL + spec.name, APP_DEPLOYED)
+            pipe.execute()
 
     def unregister_app(self, app: str) -> None:
-        with store_errors():
-            self._redis.hdel(keys.APPS, app)
+        with store_errors(), self._redis.pipeline() as pipe:
+            pipe.hdel(keys.APPS, app)
+            pipe.publish(keys.CHANNEL + app, APP_DEPLOYED)
+            pipe.execute()
 
     def apps(self) -> dict[str, AppSpec]:
         """What is deployed, by name."""

@@ -3,7 +3,8 @@
 import json
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Self
 
@@ -11,7 +12,9 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from api.edge import EdgeSettings
+from api import ingress
+from api.edge import Edge, EdgeSettings
+from sdserve.apps import AppSpec
 from tests.values import JOB_TTL
 from tests.waiting import LIMIT, until
 
@@ -26,6 +29,20 @@ def edge_settings(redis_url: str, **changes: Any) -> EdgeSettings:
         "sync_wait": timedelta(seconds=60),
     }
     return EdgeSettings(**{**fields, **changes})
+
+
+def one_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
+    """The routes of one app at the root, as the gateway serves them under its name."""
+    edge = Edge(settings)
+    app = ingress.create_app(spec, edge)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
+        async with edge.running():
+            yield
+
+    app.router.lifespan_context = lifespan
+    return app
 
 
 class HttpApp:

@@ -1,14 +1,11 @@
-"""A server without Ray: an app and the gateway on one port; a replica that draws at once."""
+"""A deployed app without Ray: a replica that draws at once."""
 
-from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
 from redis import Redis
 
-from api import gateway, ingress
-from api.edge import EdgeSettings
 from sdserve import keys
 from sdserve.apps import AppState
 from sdserve.operations import ViewApp
@@ -43,20 +40,3 @@ def warm_replica(redis: Redis, redis_url: str, folder: Path) -> Generator[Gate]:
     yield gate
     process.kill()
     process.join()
-
-
-def server(settings: EdgeSettings) -> FastAPI:
-    """The app under its route, and the gateway, as Serve's proxy serves them."""
-    app, rest = ingress.create_app(spec(), settings), gateway.create_app(settings)
-
-    @asynccontextmanager
-    async def lifespan(_root: FastAPI) -> AsyncGenerator[None]:
-        async with AsyncExitStack() as stack:
-            for part in (app, rest):
-                await stack.enter_async_context(part.router.lifespan_context(part))
-            yield
-
-    root = FastAPI(lifespan=lifespan, openapi_url=None)
-    root.mount(f"/{APP}", app)
-    root.mount("/", rest)
-    return root

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from api import gateway, ingress
-from api.edge import EdgeSettings
+from api.edge import Edge, EdgeSettings
 from sdserve.apps import AppSpec, app_name
 from sdserve.checkpoints import inspect_checkpoint
 
@@ -37,7 +37,7 @@ def descriptions() -> dict[str, str]:
         num_cpus=1,
     )
     return {
-        "app.json": _text(ingress.create_app(spec, settings)),
+        "app.json": _text(ingress.create_app(spec, Edge(settings))),
         "gateway.json": _text(gateway.create_app(settings)),
     }
 

@@ -1,7 +1,7 @@
 -- Put before every script, after its first line (operations/operation.py): the server's clock, what those who
--- watch are told, the counts of unfinished jobs, the outbox of webhooks, the one way a job ends, its
--- line in a batch, and the room for results. The names of the keys that it makes itself (HOOK,
--- PREVIEW, ...) come from keys.py.
+-- watch are told, what a look at a job and at an app finds, the counts of unfinished jobs, the outbox
+-- of webhooks, the one way a job ends, its line in a batch, and the room for results. The names of the
+-- keys that it makes itself (HOOK, PREVIEW, ...) come from keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
@@ -17,6 +17,44 @@ end
 -- What a viewer sees of an app has changed, and so of all its queued jobs: order, replicas, phase.
 local function tell_app(channel)
   redis.call('PUBLISH', channel, '')
+end
+
+-- A job at one moment: {'found', its fields, its place in the queue}. One whose record is gone but
+-- whose id is still in the index has expired.
+local function job_now(job, id)
+  local flat = redis.call('HGETALL', job)
+  if #flat == 0 then return {redis.call('ZSCORE', INDEX, id) and 'expired' or 'missing'} end
+  local facts = redis.call('HMGET', job, 'status', 'app')
+  return {'found', flat, facts[1] == 'queued' and redis.call('ZRANK', QUEUE .. facts[2], id)}
+end
+
+-- An app at one moment: depth of its queue, leases, live replicas, notes; and the work before a job
+-- (`before`: its id), or before the end of the queue ('end'), if that is asked for (else ''). Of many
+-- jobs only the first `limit` are told, so a look costs the same at any depth.
+local function app_now(app, before, limit)
+  local queue, lease, now, live = QUEUE .. app, LEASE .. app, server_ms(), {}
+  for _, text in ipairs(redis.call('HVALS', REPLICAS .. app)) do
+    if cjson.decode(text)['until'] > now then live[#live + 1] = text end
+  end
+  local waiting = redis.call('ZCARD', queue)
+  local work = false
+  if before ~= '' then
+    local position = before == 'end' and waiting or redis.call('ZRANK', queue, before)
+    local queued, running = {}, {}
+    local told = math.min(position or 0, limit)
+    for _, id in ipairs(told > 0 and redis.call('ZRANGE', queue, 0, told - 1) or {}) do
+      queued[#queued + 1] = redis.call('HGET', JOB .. id, 'work')
+    end
+    for _, id in ipairs(redis.call('ZRANGE', lease, 0, limit - 1)) do
+      local held = redis.call('HMGET', JOB .. id, 'owner', 'work', 'step', 'started', 'told')
+      local last = held[5] or held[4]
+      running[#running + 1] = {id, held[1], held[2], held[3], last - held[4], now - last}
+    end
+    work = {position, queued, running}
+  end
+  return {now, waiting, redis.call('ZCARD', lease), live,
+    redis.call('HMGET', APP .. app, 'broken', 'wish_until', 'device', 'file_bytes', 'load',
+      'pace_step', 'pace_picture', 'pace_file'), work}
 end
 
 local function count(load, field, change)

@@ -24,6 +24,7 @@ from sdserve.pace import Line, Pace, Work
 
 PACE_FIELDS = ("step", "picture", "file")  # of Pace, and with `pace_` before them of keys.APP
 END_OF_QUEUE = "end"  # no job's id
+TOLD = 100  # jobs told one by one, of those that wait and of those that run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,35 +66,39 @@ class ViewApp(Operation[AppStatus]):
     script: ClassVar[str] = "view_app"
     app: str
     before: str | None = None  # a job's id, or END_OF_QUEUE
-    limit: int = 100  # jobs told one by one, of those that wait and of those that run
+    limit: int = TOLD
 
     @property
     def keys(self) -> list[str]:
-        app = self.app
-        return [keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app, keys.APP + app]
+        return []  # the script makes them of the app's name
 
     @property
     def arguments(self) -> list[Argument]:
-        return [keys.JOB, self.before or "", self.limit]
+        return [self.app, self.before or "", self.limit]
 
     def read(self, reply: Any) -> AppStatus:
-        now, queued, running, presences, notes, work = reply
-        broken, wish, device, file_bytes, load, *lines = texts(notes)
-        replicas = sorted((_presence(text, now) for text in presences), key=lambda told: told.id)
-        return AppStatus(
-            state=app_state(replicas, queued + running, broken=broken is not None),
-            phase=replicas[0].phase if replicas else None,
-            queued=queued,
-            running=running,
-            replicas=tuple(replicas),
-            broken_reason=broken,
-            pace=Pace(**dict(zip(PACE_FIELDS, map(Line.from_text, lines), strict=True))),
-            load=LoadPace(**json.loads(load)) if load else None,
-            file_bytes=int(file_bytes) if file_bytes else None,
-            wished=wish is not None and float(wish) > now,
-            device=device or "GPU",
-            backlog=_backlog(self.before, work) if self.before else None,
-        )
+        return app_of(reply, before=self.before)
+
+
+def app_of(reply: Any, *, before: str | None) -> AppStatus:
+    """The app as `app_now` of common.lua tells it."""
+    now, queued, running, presences, notes, work = reply
+    broken, wish, device, file_bytes, load, *lines = texts(notes)
+    replicas = sorted((_presence(text, now) for text in presences), key=lambda told: told.id)
+    return AppStatus(
+        state=app_state(replicas, queued + running, broken=broken is not None),
+        phase=replicas[0].phase if replicas else None,
+        queued=queued,
+        running=running,
+        replicas=tuple(replicas),
+        broken_reason=broken,
+        pace=Pace(**dict(zip(PACE_FIELDS, map(Line.from_text, lines), strict=True))),
+        load=LoadPace(**json.loads(load)) if load else None,
+        file_bytes=int(file_bytes) if file_bytes else None,
+        wished=wish is not None and float(wish) > now,
+        device=device or "GPU",
+        backlog=_backlog(before, work) if before else None,
+    )
 
 
 def app_state(replicas: Sequence[ReplicaPresence], work: int, *, broken: bool) -> AppState:

@@ -7,9 +7,11 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from sdserve import keys
+from sdserve.apps import AppStatus
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.generation import ComputeMetrics, GenerationParams
 from sdserve.jobs import Job, JobFailure, JobStatus
+from sdserve.operations.apps import TOLD, app_of
 from sdserve.operations.operation import Argument, Operation
 from sdserve.operations.wire import fields_of, time_of
 from sdserve.usage import Usage
@@ -53,18 +55,64 @@ class ViewJob(Operation[Job]):
 
     @property
     def keys(self) -> list[str]:
-        return [keys.JOB + self.job_id, keys.INDEX]
+        return [keys.JOB + self.job_id]
 
     @property
     def arguments(self) -> list[Argument]:
-        return [self.job_id, keys.QUEUE]
+        return [self.job_id]
 
     def read(self, reply: Any) -> Job:
-        if reply[0] == b"missing":
-            raise JobNotFoundError(self.job_id)
-        if reply[0] == b"expired":
-            raise JobExpiredError(self.job_id)
-        return job_of(fields_of(reply[1]), position=reply[2])
+        return _found(self.job_id, reply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A job at one moment, with its app while that matters to it."""
+
+    job: Job
+    app: AppStatus | None  # with what is before the job; None once it is final
+    results: tuple[bytes | None, ...] | None = None  # its images' bytes, where they came along
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look(Operation[Seen]):
+    """All that is told to who asks for a job, in one step.
+
+    Raises (in `read`):
+        JobNotFoundError, JobExpiredError.
+    """
+
+    script: ClassVar[str] = "look"
+    job_id: str
+    limit: int = TOLD
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.JOB + self.job_id]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [self.job_id, self.limit]
+
+    def read(self, reply: Any) -> Seen:
+        job, *app = reply
+        return Seen(
+            job=_found(self.job_id, job),
+            app=app_of(app[0], before=self.job_id) if app else None,
+        )
+
+
+def _found(job_id: str, reply: Any) -> Job:
+    """The job as `job_now` of common.lua tells it.
+
+    Raises:
+        JobNotFoundError, JobExpiredError.
+    """
+    if reply[0] == b"missing":
+        raise JobNotFoundError(job_id)
+    if reply[0] == b"expired":
+        raise JobExpiredError(job_id)
+    return job_of(fields_of(reply[1]), position=reply[2])
 
 
 def job_of(fields: Mapping[str, str], *, position: int | None = None) -> Job:

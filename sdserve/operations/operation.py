@@ -11,6 +11,10 @@ from sdserve.limits import REMEMBERED, UNRUN_LIMIT, UNRUN_TTL
 # What common.lua takes from here, by the names it has for it: keys that it makes itself, bounds.
 _NAMES_OF_COMMON: dict[str, str | int] = {
     "JOB": keys.JOB,
+    "QUEUE": keys.QUEUE,
+    "LEASE": keys.LEASE,
+    "REPLICAS": keys.REPLICAS,
+    "APP": keys.APP,
     "INDEX": keys.INDEX,
     "MINE": keys.MINE,
     "UNRUN": keys.UNRUN,

@@ -40,12 +40,14 @@ from sdserve.operations import (
     Ending,
     Finish,
     JobProgress,
+    Look,
     Operation,
     Place,
     Pulse,
     Reap,
     Reaped,
     Release,
+    Seen,
     ShowPreview,
     Standing,
     Submit,
@@ -185,6 +187,7 @@ class InMemoryJobStore:
             "preview": self._show_preview,
             "view_app": self._view_app,
             "view_job": self._view_job,
+            "look": self._look,
             "list_jobs": self._list_jobs,
             "put_part": self._batches.put_part,
             "create_batch": self._batches.create,
@@ -521,6 +524,11 @@ class InMemoryJobStore:
             line=submit.place.line if submit.place else None,
             usage=record.usage,
         )
+
+    def _look(self, op: Look, now: float) -> Seen:
+        job = self._view_job(ViewJob(job_id=op.job_id), now)
+        view = ViewApp(app=job.app, before=job.id, limit=op.limit)
+        return Seen(job=job, app=None if job.status.is_final else self._view_app(view, now))
 
     def _list_jobs(self, op: ListJobs, now: float) -> JobPage:
         def view(job_id: str) -> Job | None:

@@ -174,7 +174,6 @@ STRIKES: dict[str, Strike] = {
     "freeze replica": freeze_replica,
     "terminate replica": terminate_replica,
     "kill standby": kill_standby,
-    "kill ingress": _kill_titled("kill ingress", "ServeReplica", "Ingress"),
     "kill gateway": _kill_titled("kill gateway", "ServeReplica", "Gateway"),
     "kill HTTP proxy": kill_haproxy,
     "kill HTTP proxy's manager": _kill_titled("kill HTTP proxy's manager", "HAProxyManager"),

@@ -11,13 +11,13 @@ import pytest
 from redis import Redis
 
 from api.edge import EdgeSettings
-from api.ingress import create_app
 from sdserve import keys
 from sdserve.jobs import JobStatus
 from sdserve.operations import ViewJob
 from sdserve.store import RedisJobStore
 from tests.faults.redis_process import RedisProcess
 from tests.faults.tcp_proxy import CALM, TcpProxy, Weather
+from tests.http_app import one_app
 from tests.values import APP, JOB_TTL, spec
 
 # An edge must also stop whatever Redis did: its lifespan ends within this limit, or the test fails.
@@ -40,9 +40,9 @@ def proxy(server: RedisProcess) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 async def http(proxy: TcpProxy) -> AsyncGenerator[httpx.AsyncClient]:
-    """A client of one app's ingress, which reaches Redis through the proxy."""
+    """A client of one app's routes, which reaches Redis through the proxy."""
     settings = EdgeSettings(redis_url=proxy.url, job_ttl=JOB_TTL, sync_wait=timedelta(seconds=60))
-    app = create_app(spec(), settings)
+    app = one_app(spec(), settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60)
     async with app.router.lifespan_context(app), client:

@@ -12,7 +12,7 @@ import workers.finisher
 from api.edge import Edge
 from bench.smoke import GATES, Found, smoke
 from sdserve.generation import EncodedImage
-from sdserve.jobs import Job
+from sdserve.operations import Seen
 from workers.puller import Puller
 
 pytestmark = pytest.mark.integration
@@ -21,13 +21,13 @@ Sabotage = Callable[[pytest.MonkeyPatch], None]
 
 
 def one_more_look(patch: pytest.MonkeyPatch) -> None:
-    job = Edge.job
+    look = Edge.look
 
-    async def look_twice(self: Edge, job_id: str) -> Job:
-        await job(self, job_id)
-        return await job(self, job_id)
+    async def look_twice(self: Edge, job_id: str) -> Seen:
+        await look(self, job_id)
+        return await look(self, job_id)
 
-    patch.setattr(Edge, "job", look_twice)
+    patch.setattr(Edge, "look", look_twice)
 
 
 def base64_twice(patch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ import httpx
 import pytest
 from redis import Redis
 
-from api import gateway, ingress
+from api import gateway
 from sdserve.api_keys import Role, Token, new_token
 from sdserve.jobs import JobFailure
 from sdserve.key_operations import RevokeKey, RotateKey
 from sdserve.operations import Drain
 from sdserve.store import RedisJobStore
-from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
+from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings, one_app
 from tests.http_app import answer as reply
 from tests.keys import bearer, create_key
 from tests.store_world import World
@@ -35,7 +35,7 @@ def world(redis: Redis) -> World:
 @pytest.fixture
 def app(redis_url: str) -> Iterator[HttpApp]:
     """Where no key is required."""
-    with HttpApp(ingress.create_app(spec(), edge_settings(redis_url))) as one:
+    with HttpApp(one_app(spec(), edge_settings(redis_url))) as one:
         yield one
 
 
@@ -43,7 +43,7 @@ def app(redis_url: str) -> Iterator[HttpApp]:
 def locked(redis_url: str) -> Iterator[HttpApp]:
     """Where one is."""
     settings = edge_settings(redis_url, is_key_required=True)
-    with HttpApp(ingress.create_app(spec(), settings)) as one:
+    with HttpApp(one_app(spec(), settings)) as one:
         yield one
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from api import gateway
 from sdserve.api_keys import Token
 from sdserve.batches import BatchState, LineStatus
 from sdserve.client import ApiError, AsyncSdClient, JobView, SdClient
@@ -19,7 +20,7 @@ from sdserve.store import RedisJobStore
 from tests.http_app import HttpApp, edge_settings
 from tests.keys import create_key
 from tests.rq_worker import working
-from tests.served_replica import Gate, server, warm_replica
+from tests.served_replica import Gate, warm_replica
 from tests.values import APP
 from tests.waiting import until
 from workers.task_queue import QueueName
@@ -37,7 +38,7 @@ def gate(redis: Redis, redis_url: str, tmp_path: Path) -> Iterator[Gate]:
 
 @pytest.fixture
 def url(redis_url: str, gate: Gate) -> Iterator[str]:
-    with HttpApp(server(edge_settings(redis_url, is_key_required=True))) as app:
+    with HttpApp(gateway.create_app(edge_settings(redis_url, is_key_required=True))) as app:
         yield f"http://127.0.0.1:{app.port}"
 
 

@@ -11,12 +11,11 @@ from starlette.types import Message
 
 from api.edge import Edge
 from api.hang_up import ClientGoneError
-from api.ingress import create_app
 from sdserve.apps import AppState
 from sdserve.jobs import JobStatus
 from sdserve.operations import Ending, Pulse
 from sdserve.store import RedisJobStore
-from tests.http_app import HttpApp, edge_settings
+from tests.http_app import HttpApp, edge_settings, one_app
 from tests.store_world import World
 from tests.values import APP, spec
 from tests.waiting import until
@@ -36,7 +35,7 @@ def world(redis: Redis) -> World:
 
 @pytest.fixture
 def app(redis_url: str) -> Iterator[HttpApp]:
-    with HttpApp(create_app(spec(), edge_settings(redis_url))) as one:
+    with HttpApp(one_app(spec(), edge_settings(redis_url))) as one:
         yield one
 
 
@@ -90,7 +89,7 @@ def test_a_long_poll_that_hangs_up_leaves_the_job_alone(app: HttpApp, world: Wor
 async def test_a_request_that_serve_cancels_cancels_its_job(redis_url: str, world: World) -> None:
     """Serve's proxy tells of a hang-up by cancelling the request's task."""
     edge = Edge(edge_settings(redis_url))
-    async with edge.running(APP):
+    async with edge.running():
         accepted = world.submit()
 
         async def receive() -> Message:
@@ -109,7 +108,7 @@ async def test_a_request_that_serve_cancels_cancels_its_job(redis_url: str, worl
 async def test_a_connection_that_fails_is_a_hang_up(redis_url: str, world: World) -> None:
     """Serve's proxy tells of it in three ways, whichever is first; so does its death."""
     edge = Edge(edge_settings(redis_url))
-    async with edge.running(APP):
+    async with edge.running():
         accepted = world.submit()
 
         async def receive() -> Any:

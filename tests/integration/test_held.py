@@ -7,10 +7,10 @@ from datetime import timedelta
 import pytest
 from redis import Redis
 
-from api import gateway, ingress
+from api import gateway
 from sdserve.api_keys import Token
 from sdserve.store import RedisJobStore
-from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
+from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings, one_app
 from tests.keys import bearer, create_key
 from tests.store_world import World
 from tests.values import APP, spec
@@ -26,11 +26,11 @@ def world(redis: Redis) -> World:
     return World(RedisJobStore(redis), redis)
 
 
-@pytest.fixture(params=["ingress", "gateway"])
+@pytest.fixture(params=["app", "gateway"])
 def app(request: pytest.FixtureRequest, redis_url: str) -> Iterator[HttpApp]:
     settings = edge_settings(redis_url, max_held=MOST_OF_ALL, max_held_per_key=MOST)
-    is_app = request.param == "ingress"
-    asgi = ingress.create_app(spec(), settings) if is_app else gateway.create_app(settings)
+    is_app = request.param == "app"
+    asgi = one_app(spec(), settings) if is_app else gateway.create_app(settings)
     with HttpApp(asgi) as one:
         yield one
 
@@ -86,7 +86,7 @@ def test_a_refused_request_holds_nothing(app: HttpApp, world: World) -> None:
 
 def test_who_hangs_up_with_an_idempotency_key_makes_room_too(redis_url: str, world: World) -> None:
     settings = edge_settings(redis_url, sync_wait=timedelta(seconds=60))
-    with HttpApp(ingress.create_app(spec(), settings)) as app:
+    with HttpApp(one_app(spec(), settings)) as app:
         client = app.call_generate("Prefer: wait=60", "Idempotency-Key: k")
         until(lambda: app.app.state.held.count == 1)
         client.close()
@@ -97,7 +97,7 @@ def test_who_hangs_up_with_an_idempotency_key_makes_room_too(redis_url: str, wor
 def test_a_generate_that_cannot_be_held_is_a_202(redis_url: str, world: World) -> None:
     ann = create_key(world.store, "ann")
     settings = edge_settings(redis_url, max_held_per_key=1, sync_wait=timedelta(seconds=60))
-    with HttpApp(ingress.create_app(spec(), settings)) as app:
+    with HttpApp(one_app(spec(), settings)) as app:
         job = f"/v1/jobs/{world.submit(client=ann.key_id).job_id}"
         with hold(app, f"{job}?wait=60", ann):
             headers = bearer(ann) | {"Prefer": "wait=60"}

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 import pytest
 from redis import Redis
 
-from api import gateway, ingress
+from api import gateway
 from sdserve.host_names import HostNames
-from tests.http_app import PROMPT, HttpApp, edge_settings
+from tests.http_app import PROMPT, HttpApp, edge_settings, one_app
 from tests.values import spec
 
 pytestmark = pytest.mark.integration
@@ -16,13 +16,11 @@ CROSS = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch
 LINK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 
 
-@pytest.fixture(params=["ingress", "gateway"])
+@pytest.fixture(params=["app", "gateway"])
 def app(request: pytest.FixtureRequest, redis: Redis, redis_url: str) -> Iterator[HttpApp]:
     settings = edge_settings(redis_url, hosts=HostNames.parse("sd.example.com"))
-    is_app = request.param == "ingress"
-    with HttpApp(
-        ingress.create_app(spec(), settings) if is_app else gateway.create_app(settings)
-    ) as one:
+    is_app = request.param == "app"
+    with HttpApp(one_app(spec(), settings) if is_app else gateway.create_app(settings)) as one:
         yield one
 
 

@@ -13,7 +13,8 @@ from api.edge import Edge
 from api.job_events import JobEvents
 from api.viewers import Viewers
 from sdserve.errors import JobNotFoundError, StoreUnavailableError
-from sdserve.jobs import Job, JobStatus
+from sdserve.jobs import JobStatus
+from sdserve.operations import Seen
 from sdserve.store import RedisJobStore
 from tests.http_app import edge_settings
 from tests.store_world import World
@@ -75,12 +76,14 @@ class Waiter:
 
     def __init__(self, redis_url: str, events_url: str, job_id: str) -> None:
         self._edge = Edge(edge_settings(redis_url))
-        self._events = JobEvents(events_url, self._look, Viewers(self._edge.store))
+        self._events = JobEvents(
+            events_url, self._look, Viewers(self._edge.store), self._edge.registry
+        )
         self._job_id = job_id
         self._looks = asyncio.Queue[None]()
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator["asyncio.Task[Job]"]:
+    async def running(self) -> AsyncGenerator["asyncio.Task[Seen]"]:
         async with self._edge.running(), asyncio.timeout(LIMIT):
             waiting = asyncio.create_task(self._events.wait(self._job_id, 10 * LIMIT))
             await self._looks.get()  # its own
@@ -91,9 +94,9 @@ class Waiter:
             listening.cancel()
             await asyncio.wait([listening])
 
-    async def _look(self, job_id: str) -> Job:
+    async def _look(self, job_id: str) -> Seen:
         try:
-            return await self._edge.job(job_id)
+            return await self._edge.look(job_id)
         finally:
             self._looks.put_nowait(None)
 
@@ -112,7 +115,7 @@ async def test_a_connection_that_dies_without_a_word_is_noticed(
     async with relay.running() as url, Waiter(redis_url, url, job_id).running() as waiting:
         relay.forget()
         world.cancel(job_id)
-        assert (await waiting).status is JobStatus.CANCELLED
+        assert (await waiting).job.status is JobStatus.CANCELLED
 
 
 async def test_who_waits_is_told_when_redis_stays_away(

@@ -18,6 +18,7 @@ from sdserve.operations import (
     Claim,
     Drain,
     Ending,
+    Look,
     Place,
     Pulse,
     Release,
@@ -636,6 +637,31 @@ def test_a_job_is_told_the_work_before_it(world: World) -> None:
     assert running.work == Work.of(params(num_images=4))
     assert 0 <= running.age < 60
     assert 0 <= running.seconds < 60
+
+
+def test_a_look_shows_a_job_and_its_app_until_the_job_has_ended(world: World) -> None:
+    first, second, third = [world.submit().job_id for _ in range(3)]
+    for job_id, limit in ((first, 100), (third, 100), (third, 1)):
+        seen = world.run(Look(job_id=job_id, limit=limit))
+        view = ViewApp(app=APP, before=job_id, limit=limit)
+        assert (seen.job, seen.app) == (world.view(job_id), world.run(view))
+        assert seen.results is None
+    job = world.claim()
+    assert world.run(Look(job_id=job.id)).app.running == 1
+    world.succeed(job)
+    world.cancel(second)
+    for job_id in (first, second):
+        seen = world.run(Look(job_id=job_id))
+        assert (seen.job, seen.app) == (world.view(job_id), None)
+
+
+def test_a_look_tells_a_job_that_was_from_one_that_never_was(world: World) -> None:
+    job_id = world.submit().job_id
+    world.cancel(job_id, ttl=timedelta(0))
+    with pytest.raises(JobExpiredError):
+        world.run(Look(job_id=job_id))
+    with pytest.raises(JobNotFoundError):
+        world.run(Look(job_id=new_job_id()))
 
 
 def test_of_many_jobs_only_the_first_are_told(world: World) -> None:

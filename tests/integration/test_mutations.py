@@ -136,12 +136,11 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("learns one line only", "ipairs({'pace_step', 'pace_picture', 'pace_file'})",
          "ipairs({'pace_step'})"),
     ],
-    "view_app": [
-        ("all that waits", "'ZRANGE', queue, 0, told - 1", "'ZRANGE', queue, 0, -1"),
-        ("no bound", "math.min(position or 0, limit)", "position or 0"),
-        ("the first has all before it", "told > 0 and", "true and"),
-        ("nobody runs", "'ZRANGE', lease, 0, limit - 1", "'ZRANGE', lease, 0, 0, 'REV'"),
-        ("silent for ever", "now - last}", "now}"),
+    "look": [
+        ("an app for ever", "if not facts[1] or facts[2]", "if not facts[1]"),
+        ("no app", "return {seen, app_now(", "return {seen} or {seen, app_now("),
+        ("before nothing", "app_now(facts[1], ARGV[1],", "app_now(facts[1], 'end',"),
+        ("no bound", "tonumber(ARGV[2])", "1000"),
     ],
     "release": [
         ("no fence", "or held[2] ~= ARGV[2]", ""),
@@ -239,6 +238,13 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("a batch's end that no webhook hears of", "if counts[6] then", "if false then"),
         ("a cancel told as a completion", "counts[7] and 'cancelled' or", ""),
         ("an end that no webhook hears of", "if facts[3] then tell", "if false then tell"),
+        ("all that waits", "'ZRANGE', queue, 0, told - 1", "'ZRANGE', queue, 0, -1"),
+        ("no bound of what is told", "math.min(position or 0, limit)", "position or 0"),
+        ("the first has all before it", "told > 0 and", "true and"),
+        ("nobody runs", "'ZRANGE', lease, 0, limit - 1", "'ZRANGE', lease, 0, 0, 'REV'"),
+        ("silent for ever", "now - last}", "now}"),
+        ("nothing expires", "redis.call('ZSCORE', INDEX, id) and 'expired' or", ""),
+        ("no place", "redis.call('ZRANK', QUEUE .. facts[2], id)}", "false}"),
     ],
     "take_hooks": [
         ("for ever",

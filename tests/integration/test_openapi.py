@@ -14,10 +14,10 @@ import pytest
 from fastapi import FastAPI
 from redis import Redis
 
-from api import gateway, ingress
+from api import gateway
 from sdserve.api_keys import Role
 from sdserve.store import RedisJobStore
-from tests.http_app import HttpApp, edge_settings
+from tests.http_app import HttpApp, edge_settings, one_app
 from tests.keys import bearer, create_key
 from tests.served_replica import warm_replica
 from tests.values import spec
@@ -35,7 +35,7 @@ def replica(redis: Redis, redis_url: str, tmp_path: Path) -> Iterator[None]:
 
 
 def app_of_a_checkpoint(redis_url: str) -> FastAPI:
-    return ingress.create_app(spec(), edge_settings(redis_url, is_key_required=True))
+    return one_app(spec(), edge_settings(redis_url, is_key_required=True))
 
 
 def gateway_app(redis_url: str) -> FastAPI:

@@ -10,13 +10,12 @@ import httpx
 import pytest
 from redis import Redis
 
-from api import ingress
 from sdserve.api_keys import Role
 from sdserve.limits import Limits, Quotas, Rate
 from sdserve.operations import Ending
 from sdserve.store import RedisJobStore
 from sdserve.usage import Spent
-from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
+from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings, one_app
 from tests.keys import bearer, create_key
 from tests.store_world import World
 from tests.values import spec
@@ -37,7 +36,7 @@ def world(redis: Redis) -> World:
 def app(redis_url: str) -> Iterator[HttpApp]:
     """Two unfinished jobs for each key, unless it has a bound of its own."""
     settings = edge_settings(redis_url, limits=Limits(client=Quotas(jobs=2)))
-    with HttpApp(ingress.create_app(spec(), settings)) as one:
+    with HttpApp(one_app(spec(), settings)) as one:
         yield one
 
 
@@ -149,7 +148,7 @@ def test_while_redis_is_away_nobody_is_let_in(redis_url: str) -> None:
     """Neither the key nor the rate can be looked up: 503, for a valid token too."""
     settings = edge_settings("redis://127.0.0.1:1", is_key_required=True)
     token = "sd_ann_" + "x" * 43
-    with HttpApp(ingress.create_app(spec(), settings)) as one:
+    with HttpApp(one_app(spec(), settings)) as one:
         answer = one.generate({"Authorization": f"Bearer {token}"})
     assert (answer.status_code, answer.json()["type"]) == (
         503,

@@ -12,18 +12,18 @@ import psutil
 import pytest
 from fastapi import FastAPI
 
-from api import gateway, ingress
+from api import gateway
 from api.edge import Edge
 from api.job_events import JobEvents
 from sdserve.daemon import Daemon
 from sdserve.errors import StoreUnavailableError
-from sdserve.jobs import Job, JobStatus
-from sdserve.operations import Ending
+from sdserve.jobs import JobStatus
+from sdserve.operations import Ending, Seen
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
 from tests.event_client import EventClient
-from tests.http_app import PROMPT, HttpApp, answer, edge_settings
+from tests.http_app import PROMPT, HttpApp, answer, edge_settings, one_app
 from tests.store_world import World
 from tests.values import APP, spec
 from tests.waiting import LIMIT, until
@@ -72,14 +72,10 @@ def own_redis(tmp_path: Path) -> Iterator[OwnRedis]:
     one.stop()
 
 
-@pytest.fixture(params=["ingress", "gateway"])
+@pytest.fixture(params=["app", "gateway"])
 def app(request: pytest.FixtureRequest, own_redis: OwnRedis) -> Iterator[HttpApp]:
     settings = edge_settings(own_redis.url)
-    made = (
-        ingress.create_app(spec(), settings)
-        if request.param == "ingress"
-        else gateway.create_app(settings)
-    )
+    made = one_app(spec(), settings) if request.param == "app" else gateway.create_app(settings)
     with HttpApp(made) as one:
         yield one
 
@@ -155,24 +151,24 @@ async def test_who_waits_already_waits_on_and_gets_the_result(
     edge = Edge(edge_settings(own_redis.url))
     looks = asyncio.Queue[JobStatus]()
 
-    async def look(job_id: str) -> Job:
-        job = await edge.job(job_id)
-        looks.put_nowait(job.status)
-        return job
+    async def look(job_id: str) -> Seen:
+        seen = await edge.look(job_id)
+        looks.put_nowait(seen.job.status)
+        return seen
 
-    events = JobEvents(own_redis.url, look, edge.viewers)
+    events = JobEvents(own_redis.url, look, edge.viewers, edge.registry)
     async with edge.running(), asyncio.timeout(LIMIT), asyncio.TaskGroup() as tasks:
         listening = tasks.create_task(events.listen())
         waiting = tasks.create_task(events.wait(job_id, 10 * LIMIT))
         assert await looks.get() is JobStatus.QUEUED
         await asyncio.to_thread(getattr(own_redis, how))
         with pytest.raises(StoreUnavailableError):
-            await edge.job(job_id)
+            await edge.look(job_id)
         assert not waiting.done()
         await asyncio.to_thread(own_redis.revive)
         # Ended at once, most likely before anybody listens again.
         assert world.succeed(world.claim()) is Ending.FINISHED
-        assert (await waiting).status is JobStatus.SUCCEEDED
+        assert (await waiting).job.status is JobStatus.SUCCEEDED
         listening.cancel()
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from api.ingress import create_app
-from tests.http_app import GENERATE, PROMPT, HttpApp, answer, edge_settings
+from tests.http_app import GENERATE, PROMPT, HttpApp, answer, edge_settings, one_app
 from tests.values import spec
 
 pytestmark = pytest.mark.integration
@@ -21,7 +20,7 @@ HEAD = f"POST {GENERATE} HTTP/1.1\nHost: localhost\nContent-Type: application/js
 @pytest.fixture
 def app(redis_url: str, redis: Redis) -> Iterator[HttpApp]:
     settings = edge_settings(redis_url, max_body_bytes=LIMIT, body_timeout=timedelta(seconds=1))
-    with HttpApp(create_app(spec(), settings)) as one:
+    with HttpApp(one_app(spec(), settings)) as one:
         yield one
 
 

@@ -58,9 +58,11 @@ from sdserve.operations import (
     Drain,
     Finish,
     JobProgress,
+    Look,
     Operation,
     Reap,
     Release,
+    Seen,
     ShowPreview,
     Submit,
     Submitted,
@@ -406,6 +408,8 @@ class Stores(RuleBasedStateMachine):
         for job_id in self.ids:
             job = self.both(ViewJob(job_id=job_id))
             self.both(ViewApp(app=self.ids[job_id], before=job_id))
+            self.both(Look(job_id=job_id))
+            self.both(Look(job_id=job_id))
             self.both(ViewPreview(job_id=job_id))
             if isinstance(job, Job) and job.result_keys:
                 kept: Any = self.redis.mget(list(job.result_keys))
@@ -442,6 +446,9 @@ def _timeless(outcome: Any) -> Any:
                 started_at=outcome.started_at is not None,
                 finished_at=outcome.finished_at is not None,
             )
+        case Seen():
+            app = outcome.app and _timeless_app(outcome.app)
+            return replace(outcome, job=_timeless(outcome.job), app=app)
         case AppStatus():
             return _timeless_app(outcome)
         case Submitted():

@@ -18,7 +18,6 @@ import pytest
 from redis import Redis
 
 from api.gateway import create_app as create_gateway
-from api.ingress import create_app
 from api.schemas import JobResponse
 from sdserve.daemon import Daemon
 from sdserve.jobs import JobFailure, JobStatus
@@ -29,7 +28,7 @@ from sdserve.store import RedisJobStore, connect
 from sdserve.webhook_signature import parse_secrets, secrets_of, told
 from sdserve.webhook_targets import WebhookTargets
 from tests.batch_world import Batches
-from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings
+from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings, one_app
 from tests.receiver import Exchange, Received, Receiver, friendly, is_signed
 from tests.rq_worker import working
 from tests.store_world import World
@@ -325,7 +324,7 @@ def test_a_long_outbox_stays_out_of_rq(redis: Redis) -> None:
 def test_a_webhook_that_cannot_be_is_refused(
     redis: Redis, redis_url: str, targets: WebhookTargets | None, url: str, reason: str
 ) -> None:
-    with HttpApp(create_app(spec(), edge_settings(redis_url, webhooks=targets))) as app:
+    with HttpApp(one_app(spec(), edge_settings(redis_url, webhooks=targets))) as app:
         answer = app.http.post(GENERATE, json={**PROMPT, "webhook": url})
     assert answer.status_code == 422
     problem = answer.json()
@@ -339,7 +338,7 @@ def test_a_request_with_a_webhook_is_told_of_its_end(redis: Redis, redis_url: st
     targets = WebhookTargets.parse("127.0.0.1")
     with (
         Receiver() as receiver,
-        HttpApp(create_app(spec(), edge_settings(redis_url, webhooks=targets))) as app,
+        HttpApp(one_app(spec(), edge_settings(redis_url, webhooks=targets))) as app,
     ):
         answer = app.http.post(GENERATE, json={**PROMPT, "webhook": receiver.url})
         job_id = answer.json()["id"]

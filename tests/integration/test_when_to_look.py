@@ -9,7 +9,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from api import gateway, ingress
+from api import gateway
 from api.estimate import MAX_LOOK
 from sdserve import keys
 from sdserve.api_keys import Token
@@ -18,7 +18,7 @@ from sdserve.generation import GenerationParams
 from sdserve.pace import Measured, Work
 from sdserve.store import RedisJobStore
 from tests.fake_engine import loads
-from tests.http_app import GENERATE, PROMPT, HttpApp, answer, edge_settings
+from tests.http_app import GENERATE, PROMPT, HttpApp, answer, edge_settings, one_app
 from tests.keys import bearer, create_key
 from tests.store_world import World
 from tests.values import APP, params, replica_settings, spec
@@ -39,7 +39,7 @@ def world(redis: Redis) -> World:
 @pytest.fixture
 def app(redis_url: str, redis: Redis) -> Iterator[HttpApp]:
     redis.hset(keys.APPS, APP, spec().to_json())
-    with HttpApp(ingress.create_app(spec(), edge_settings(redis_url))) as one:
+    with HttpApp(one_app(spec(), edge_settings(redis_url))) as one:
         yield one
 
 

@@ -51,6 +51,10 @@ from sdserve.operations.submission import (
     Submit,
     Submitted,
 )
+from sdserve.operations.turns import (
+    TakeTurn,
+    Turn,
+)
 
 __all__ = [
     "END_OF_QUEUE",
@@ -76,6 +80,8 @@ __all__ = [
     "Standing",
     "Submit",
     "Submitted",
+    "TakeTurn",
+    "Turn",
     "ViewApp",
     "ViewJob",
     "ViewOutlooks",

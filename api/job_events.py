@@ -96,6 +96,7 @@ class JobEvents:
         finally:
             for task in self._telling:
                 task.cancel()
+            await asyncio.gather(*self._telling, return_exceptions=True)
             await redis.aclose()
 
     def stop(self) -> None:

@@ -44,6 +44,7 @@ from sdserve.errors import (
     ClientFullError,
     IdempotencyConflictError,
     StoreUnavailableError,
+    TooManyWebhooksError,
 )
 from sdserve.jobs import is_job_id, new_job_id
 from sdserve.operations import Cancel
@@ -294,6 +295,7 @@ class BatchRoutes:
                 digest=upload.digest,
                 room_limit=self._limits.room,
                 client_room=self._limits.client_room,
+                webhook_limit=self._edge.settings.limits.webhooks,
                 webhook=upload.webhook,
                 idempotency_key=key,
             )
@@ -302,11 +304,13 @@ class BatchRoutes:
             case BatchAdmission.CONFLICT:
                 raise IdempotencyConflictError(created.batch_id, what="batch")
             case BatchAdmission.FULL:
-                message = f"Unfinished batches take the room of {created.room} lines"
+                message = f"Unfinished batches take the room of {created.taken} lines"
                 raise BatchesFullError(message, ROOM_RETRY)
             case BatchAdmission.CLIENT_FULL:
-                message = f"Your unfinished batches take the room of {created.room} lines"
+                message = f"Your unfinished batches take the room of {created.taken} lines"
                 raise ClientFullError(message, ROOM_RETRY)
+            case BatchAdmission.WEBHOOKS_FULL:
+                raise TooManyWebhooksError(created.taken, ROOM_RETRY)
             case BatchAdmission.LOST:
                 raise StoreUnavailableError("Redis was too slow for this upload: send it again.")
             case _:

@@ -102,6 +102,7 @@ _MODEL: dict[str, Any] = {
         "step_cache": 5,
         "queue": 100,
     },
+    "engine": {"precision": "auto", "exact": False, "compile": False, "slots": 8},
 }
 
 _BATCH_ID = "01a20899-12ab-7ebd-800d-5bcb0e3d2168"
@@ -241,6 +242,11 @@ PROBLEMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
             "You have used 3600 of 3600 GPU seconds of this day (UTC): retry in 30210 s.",
         ),
         ("too_many_held", "You have 500 requests that are held open, the limit: retry in 5 s."),
+        (
+            "too_many_webhooks",
+            "10000 of your webhook events are not delivered yet, the limit; leave `webhook` out "
+            "and poll, or have the operator look why they are not taken: retry in 60 s.",
+        ),
         ("rate_limited", "You have asked 600/minute, the limit: retry in 7 s."),
     ),
     "500": _problems(

@@ -58,6 +58,7 @@ from sdserve.errors import (
     ServerFullError,
     StorageFullError,
     StoreUnavailableError,
+    TooManyWebhooksError,
 )
 from sdserve.generation import ImageFormat
 from sdserve.jobs import JobFailure, JobStatus, new_job_id
@@ -78,6 +79,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 
+WEBHOOKS_RETRY = 60  # seconds: a receiver that fails is tried again by then
 _ALWAYS = {"X-Job-Id": JOB_ID, "Preference-Applied": PREFERENCE_APPLIED, **RATE_LIMIT}
 _LINKS: dict[str, Any] = {
     name: {"operationId": f"jobs_{name}", "parameters": {"job_id": "$response.header.X-Job-Id"}}
@@ -246,6 +248,8 @@ class Ingress:
                 raise _no_room(submitted, operation.app, wait)
             case Admission.IMAGES_SPENT | Admission.GPU_SPENT:
                 raise _spent(submitted, operation)
+            case Admission.WEBHOOKS_FULL:
+                raise TooManyWebhooksError(submitted.ahead, WEBHOOKS_RETRY)
             case Admission.STORAGE_FULL:
                 wait = math.ceil((submitted.room_after or timedelta(0)).total_seconds()) + 1
                 raise StorageFullError("The memory for results is used up", wait)

@@ -237,6 +237,7 @@ class ModelBody(BaseModel):
     defaults: dict[str, Any]
     schedulers: list[str]
     limits: dict[str, int]
+    engine: dict[str, Any] = Field(description="what its deployment decides about its pixels")
 
     @classmethod
     def of(cls, spec: AppSpec, status: AppStatus, sha256: str | None) -> Self:
@@ -266,6 +267,12 @@ class ModelBody(BaseModel):
                 "size_multiple": defaults.size_multiple,
                 "step_cache": defaults.max_step_cache,
                 "queue": spec.queue_limit,
+            },
+            engine={
+                "precision": spec.precision,
+                "exact": spec.exact or not spec.num_gpus,
+                "compile": spec.compiles,
+                "slots": spec.slots,
             },
         )
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +45,15 @@ class OwnStack:
 
 
 @contextmanager
-def own_stack(model: Path, deploy: Sequence[str] = ()) -> Generator[OwnStack]:
+def own_stack(
+    model: Path, deploy: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Generator[OwnStack]:
     """Up, with an app of `model` on the CPU; down afterwards.
 
     Args:
         model: a checkpoint.
         deploy: more options of `deploy_sd.sh`.
+        environment: more settings.
     """
     # A short path: Ray puts unix sockets there.
     folder = Path(tempfile.mkdtemp(prefix="sdb-"))
@@ -69,6 +72,7 @@ def own_stack(model: Path, deploy: Sequence[str] = ()) -> Generator[OwnStack]:
             "SD_MODELS_DIR": str(models),
             "SD_HTTP_PORT": str(port),
             "HF_HUB_OFFLINE": "1",
+            **(environment or {}),
         },
     )
     try:

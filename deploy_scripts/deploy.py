@@ -58,6 +58,7 @@ class Wishes:
     slots: int | None = None
     precision: Precision = Precision.AUTO
     compiles: bool = False
+    exact: bool = False
 
 
 class Deployer:
@@ -137,6 +138,7 @@ class Deployer:
                     queue_limit=wishes.queue_limit,
                     precision=wishes.precision,
                     compiles=wishes.compiles,
+                    exact=wishes.exact,
                     slots=wishes.slots or (GPU_SLOTS if gpus else 1),
                 )
             )

@@ -53,6 +53,7 @@ class AppSpec:
     slots: int = 1  # jobs that one replica may denoise together, where that is measured to pay
     precision: Precision = Precision.AUTO
     compiles: bool = False  # the network, beside the jobs, on a GPU
+    exact: bool = False  # on a GPU too the model is left as diffusers has it
     version: str = __version__  # of sdserve: an upgrade redeploys
 
     @property

@@ -4,10 +4,9 @@ Thousands of requests share a few connections, and a Redis that is away is known
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from redis import asyncio as aioredis
@@ -26,7 +25,7 @@ from sdserve.errors import SdServeError, StoreFullError, StoreUnavailableError
 from sdserve.generation import MAX_IMAGES
 from sdserve.operations import Look, Operation, Seen, ViewApp, script_text
 from sdserve.operations.wire import texts
-from sdserve.store import apps_of, store_errors
+from sdserve.store import apps_of, digest_of, store_errors
 from sdserve.usage import DayUsage, UsageFilter, read_day
 
 Reply = TypeVar("Reply")
@@ -107,7 +106,7 @@ class AsyncJobStore:
     ) -> tuple[list[Any], list[bytes | None]]:
         """As `run_all`, and the images behind these keys as they are after the operations."""
         loaded = {name: script_text(name) for name in {each.script for each in operations}}
-        digests = {name: _digest(text) for name, text in loaded.items()}
+        digests = {name: digest_of(text) for name, text in loaded.items()}
 
         async def ask(*, load: bool) -> list[Any]:
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -235,12 +234,6 @@ class AsyncJobStore:
 def _spec(text: bytes) -> AppSpec:
     """Read once as long as an app is the same: the gateway is asked for all of them often."""
     return AppSpec.from_json(text)
-
-
-@cache
-def _digest(text: str) -> str:
-    """A script's name in Redis."""
-    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _sound(reply: Any) -> Any:

@@ -14,6 +14,7 @@ from sdserve.batches import (
     ROOM_BYTES,
     AppLines,
     Batch,
+    BatchPlace,
     LineState,
     LineStatus,
     Part,
@@ -36,6 +37,7 @@ class BatchAdmission(StrEnum):
     CONFLICT = "conflict"  # this key was used with another upload
     FULL = "full"  # refused: unfinished batches take all the room
     CLIENT_FULL = "client_full"  # refused: this client's do
+    WEBHOOKS_FULL = "webhooks_full"  # refused: it has one, and this client's wait for delivery
     LOST = "lost"  # refused: a stored part has vanished, or never came
 
 
@@ -53,7 +55,7 @@ class Created:
 
     admission: BatchAdmission
     batch_id: str
-    room: int = 0  # of FULL and CLIENT_FULL: the lines' room that is taken
+    taken: int = 0  # of FULL and CLIENT_FULL the room, in lines; of WEBHOOKS_FULL the events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ class CreateBatch(Operation[Created]):
     digest: str  # of the upload as it came
     room_limit: int
     client_room: int
+    webhook_limit: int  # undelivered events of the client
     webhook: str | None = None  # URL that is told of the batch's end
     idempotency_key: str | None = None
     idempotency_ttl: timedelta = timedelta(hours=24)
@@ -116,14 +119,14 @@ class CreateBatch(Operation[Created]):
             int(self.idempotency_ttl.total_seconds()), PART, self.parts,
             json.dumps([sorted(apps) for apps in self.apps_of_part]), ROOM_BYTES, self.room_limit,
             self.client_room, self.webhook or "", json.dumps(list(self.lines_of_app)),
-            *self.lines_of_app.values(),
+            self.webhook_limit, *self.lines_of_app.values(),
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Created:
         return Created(
             admission=BatchAdmission(reply[0].decode()),
             batch_id=reply[1].decode(),
-            room=int(reply[2]),
+            taken=int(reply[2]),
         )
 
 
@@ -155,6 +158,34 @@ class CloseLines(Operation[Closing]):
 
     def read(self, reply: Any) -> Closing:
         return Closing(reply.decode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailLine(Operation[bool]):
+    """End an app's next line without a job, for it can never be one. False: its turn is over."""
+
+    script: ClassVar[str] = "fail_line"
+    app: str
+    place: BatchPlace
+    failure: JobFailure
+    job_ttl: timedelta
+
+    @property
+    def state(self) -> LineState:
+        return LineState(status=LineStatus.FAILED, error=self.failure)
+
+    @property
+    def keys(self) -> list[str]:
+        return [keys.BATCH + self.place.batch]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        record = f"{self.state.status} {json.dumps({'error': asdict(self.failure)})}"
+        ttl = int(self.job_ttl.total_seconds())
+        return [self.app, self.place.line, self.place.previous, record, ttl]
+
+    def read(self, reply: Any) -> bool:
+        return reply == 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ SdServeError
 │   │       ├── ImagesSpentError
 │   │       ├── GpuSpentError
 │   │       ├── TooManyHeldError
+│   │       ├── TooManyWebhooksError
 │   │       └── RateLimitError
 │   └── AppBrokenError
 ├── UnauthorizedError              no valid API key
@@ -198,6 +199,19 @@ class TooManyHeldError(QuotaError):
     """The client holds as many requests open as it may."""
 
     code = "too_many_held"
+
+
+class TooManyWebhooksError(QuotaError):
+    """As many of the client's webhook events wait for delivery as may."""
+
+    code = "too_many_webhooks"
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(
+            f"{waiting} of your webhook events are not delivered yet, the limit; leave `webhook` "
+            "out and poll, or have the operator look why they are not taken",
+            retry_after,
+        )
 
 
 class RateLimitError(QuotaError):

@@ -96,5 +96,6 @@ class Limits:
 
     jobs: int = 10_000  # accepted and not ended, of all apps
     client: Quotas = Quotas(jobs=1_000)  # of one client; a nameless one has no bounds of its own
+    webhooks: int = 10_000  # undelivered events of one client, nameless or not
     results: ResultBudget = field(default_factory=ResultBudget)
     batches: BatchLimits = field(default_factory=BatchLimits)

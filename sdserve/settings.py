@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     )
     rate_limit: RequestRate | None = Field(default=None, validation_alias="SD_RATE_LIMIT")
 
+    max_webhooks_per_key: int = Field(
+        default=10_000, ge=1, validation_alias="SD_MAX_WEBHOOKS_PER_KEY"
+    )
     webhook_secrets: Annotated[str, AfterValidator(_secrets)] = Field(
         default=Secret(), validation_alias="SD_WEBHOOK_SECRETS"
     )
@@ -177,6 +180,7 @@ class Settings(BaseSettings):
                 gpu_seconds_per_day=self.max_gpu_seconds_per_day,
                 rate=self.rate_limit,
             ),
+            webhooks=self.max_webhooks_per_key,
             results=ResultBudget(
                 bytes=self.redis_memory_bytes, ttl=self.result_ttl, keep=self.result_min_ttl
             ),

@@ -4,16 +4,19 @@ Replicas, tasks and commands block; the HTTP edge does not (async_store.py). All
 operations and their scripts; this is the I/O.
 """
 
+import hashlib
 import json
+import os
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
-from redis.commands.core import Script
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -85,12 +88,19 @@ class JobStore(Protocol):
     def apps(self) -> dict[str, AppSpec]: ...
 
 
+class _Own(threading.local):
+    """A thread's own connection."""
+
+    redis: Redis | None = None
+    process: int = 0  # that opened it: a fork must not share it
+
+
 class RedisJobStore:
     """The job store over a blocking client. Safe to share between threads."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._scripts: dict[str, Script] = {}
+        self._own = _Own()
 
     def run(self, operation: Operation[Reply]) -> Reply:
         """Run one operation.
@@ -98,16 +108,30 @@ class RedisJobStore:
         Raises:
             StoreUnavailableError: Redis is away or full.
         """
-        script = self._script(operation)
         with store_errors():
-            reply: Any = script(keys=operation.keys, args=operation.arguments)
+            reply = self._call(operation)
         return operation.read(reply)
 
-    def _script(self, operation: Operation[Any]) -> Script:
-        name = operation.script
-        if name not in self._scripts:
-            self._scripts[name] = self._redis.register_script(script_text(name))
-        return self._scripts[name]
+    def _call(self, operation: Operation[Any]) -> Any:
+        # A connection of the thread's own: to fetch one from the pool, look whether it is clean and
+        # put it back takes redis-py as long as the call itself.
+        own = self._own
+        if own.redis is None or own.process != os.getpid():
+            own.redis, own.process = self._redis.client(), os.getpid()
+        redis, text = own.redis, script_text(operation.script)
+        names = operation.keys
+        call: list[Any] = [digest_of(text), len(names), *names, *operation.arguments]
+        try:
+            try:
+                return redis.evalsha(*call)
+            except NoScriptError:
+                redis.script_load(text)
+                return redis.evalsha(*call)
+        except BaseException:
+            # A reply may be on its way still: the pool looks before it gives the connection out.
+            own.redis = None
+            redis.close()
+            raise
 
     def app_status(self, app: str) -> AppStatus:
         return self.run(ViewApp(app=app))
@@ -119,12 +143,12 @@ class RedisJobStore:
             StoreFullError: there was no room for them, so the job has not ended.
             StoreUnavailableError: Redis is away.
         """
-        names, arguments, digest = finish.keys, finish.arguments, self._script(finish).sha
+        names, digest = finish.keys, digest_of(script_text(finish.script))
         with store_errors(), self._redis.pipeline(transaction=False) as pipe:
             for name, image in zip(finish.result_keys, images, strict=True):
                 # Not over itself: sent again after a lost reply it would expire too soon.
                 pipe.set(name, image, ex=UNCLAIMED_RESULT_TTL, nx=True)
-            pipe.evalsha(digest, len(names), *names, *arguments)
+            pipe.evalsha(digest, len(names), *names, *finish.arguments)
             replies: list[Any] = pipe.execute(raise_on_error=False)
             for reply in replies[:-1]:
                 if isinstance(reply, Exception):
@@ -266,6 +290,12 @@ class RedisJobStore:
                         pipe.zrem(index, *gone)
                     pipe.execute()
         return len(gone)
+
+
+@cache
+def digest_of(script: str) -> str:
+    """A script's name in Redis."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def apps_of(fields: Any) -> list[str]:

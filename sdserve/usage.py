@@ -10,7 +10,7 @@ from typing import Any, Self
 from sdserve.generation import ComputeMetrics
 
 DAY_MS = 86_400_000
-KEPT_DAYS = 400  # after the last change (common.lua)
+KEPT_DAYS = 400  # after its last new counter (common.lua)
 ALL_APPS = ""  # in the place of an app: the total of a client
 _EPOCH = date(1970, 1, 1)
 

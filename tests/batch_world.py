@@ -61,6 +61,7 @@ def create(accepted: list[BatchLine], **changes: Any) -> CreateBatch:
         "digest": "digest",
         "room_limit": ROOM,
         "client_room": ROOM,
+        "webhook_limit": ROOM,
     }
     return CreateBatch(**{**fields, **changes})
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,8 +10,9 @@ from datetime import timedelta
 from redis import Redis
 from redis.exceptions import RedisError
 
-from sdserve import keys
 from sdserve.errors import StoreUnavailableError
+from sdserve.operations import TakeTurn
+from sdserve.store import RedisJobStore
 from workers.task_queue import QueueName
 from workers.tasks import enqueue_feed, enqueue_retention
 from workers.webhooks import SWEEP_INTERVAL, sweep
@@ -24,7 +26,10 @@ REDIS_RETRY = 2.0  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Chore:
-    """Short work in the clock of a worker; what takes long is a task that it asks for."""
+    """Short work in the clock of a worker; what takes long is a task that it asks for.
+
+    A full Redis takes no task: then the work does a part of it itself, for that may make room.
+    """
 
     name: str
     interval: timedelta
@@ -65,16 +70,16 @@ class Clock(threading.Thread):
 
 def do_due(redis: Redis, chores: Sequence[Chore]) -> float:
     """Do the chores whose turn it is. Returns the seconds until the next turn of any of them."""
-    sleep = LONGEST_SLEEP
+    store, sleep = RedisJobStore(redis), LONGEST_SLEEP
     for chore in chores:
-        turn = keys.CHORE + chore.name
-        if redis.set(turn, "1", nx=True, px=chore.interval):
+        turn = store.run(TakeTurn(chore=chore.name, interval=chore.interval))
+        next_turn = time.monotonic() + turn.left.total_seconds()
+        if turn.is_mine:
             try:
                 chore.work(redis)
             except (RedisError, StoreUnavailableError):
                 raise
             except Exception:  # the others have their turn, and this one its next
                 log.exception("%s failed", chore.name)
-        left = int(redis.pttl(turn)) / 1000  # negative: its turn has just come
-        sleep = min(sleep, max(left, SHORTEST_SLEEP))
+        sleep = min(sleep, max(next_turn - time.monotonic(), SHORTEST_SLEEP))
     return sleep

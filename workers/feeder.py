@@ -11,7 +11,14 @@ from dataclasses import replace
 from datetime import timedelta
 
 from sdserve.apps import AppSpec
-from sdserve.batch_operations import CloseLines, OpenBatches, PackPart, ReadPart, ViewBatch
+from sdserve.batch_operations import (
+    CloseLines,
+    FailLine,
+    OpenBatches,
+    PackPart,
+    ReadPart,
+    ViewBatch,
+)
 from sdserve.batches import (
     PART,
     AppLines,
@@ -22,7 +29,12 @@ from sdserve.batches import (
     pack_records,
     part_of,
 )
-from sdserve.errors import AppNotFoundError, BatchNotFoundError
+from sdserve.errors import (
+    AppNotFoundError,
+    BatchNotFoundError,
+    ImagesSpentError,
+    StoreFullError,
+)
 from sdserve.jobs import JobFailure
 from sdserve.key_operations import ViewKey
 from sdserve.limits import Limits
@@ -108,22 +120,32 @@ class Feeder:
         last, limits = lines.last, self._limits_of(batch.client)
         for _ in range(min(room, lines.lines - lines.fed)):
             line = self._line_after(batch, lines.app, last)
-            submitted = self._store.run(
-                Submit(
-                    job_id=line_job_id(batch.id, line.number),
-                    app=line.app,
-                    model=spec.checkpoint.name,
-                    params=line.params,
-                    queue_limit=share,
-                    digest="",  # of no request: its id alone makes it one job
-                    client=batch.client,
-                    limits=limits,
-                    priority=line.priority,
-                    webhook=line.webhook,
-                    place=BatchPlace(batch=batch.id, line=line.number, previous=last),
-                    line_ttl=self._line_ttl,
-                )
+            place = BatchPlace(batch=batch.id, line=line.number, previous=last)
+            if failure := _never(line, limits.client.images_per_day if batch.client else None):
+                if not self._store.run(
+                    FailLine(app=line.app, place=place, failure=failure, job_ttl=self._job_ttl)
+                ):
+                    return  # another feeder was here
+                last = line.number
+                continue
+            submit = Submit(
+                job_id=line_job_id(batch.id, line.number),
+                app=line.app,
+                model=spec.checkpoint.name,
+                params=line.params,
+                queue_limit=share,
+                digest="",  # of no request: its id alone makes it one job
+                client=batch.client,
+                limits=limits,
+                priority=line.priority,
+                webhook=line.webhook,
+                place=place,
+                line_ttl=self._line_ttl,
             )
+            try:
+                submitted = self._store.run(submit)
+            except StoreFullError:
+                return  # packing makes room
             if submitted.admission is Admission.BROKEN:
                 reason = submitted.reason or "its checkpoint cannot be loaded"
                 self._close(batch, line.app, JobFailure(code="app_broken", message=reason))
@@ -177,3 +199,15 @@ class Feeder:
             pack = PackPart(batch_id=batch.id, part=part, results=len(records), data=data)
             if not self._store.run(pack):
                 return
+
+
+def _never(line: BatchLine, images_per_day: int | None) -> JobFailure | None:
+    """Why this line can never become a job, on no day; None: it can."""
+    asked = line.params.num_images
+    if images_per_day is None or asked <= images_per_day:
+        return None
+    message = (
+        f"The line asks for {asked} images, its API key may have {images_per_day} a day: ask for "
+        "fewer in a line, or have the quota raised."
+    )
+    return JobFailure(code=ImagesSpentError.code, message=message)

@@ -101,6 +101,7 @@ class Finisher:
             replica_num_cpus=self._spec.num_cpus,
             precision=run.precision,
             compiled=run.is_compiled,
+            exact=run.is_exact and not run.is_compiled,
             queue_seconds=run.queue_seconds,
             load_seconds=run.load_seconds,
             encode_seconds=seconds["encode"],

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 from rq import Retry
 
 from sdserve import keys
@@ -13,7 +14,7 @@ from sdserve.apps import AppState
 from sdserve.checkpoints import ModelFile
 from sdserve.limits import REMEMBERED
 from sdserve.redis_server import ensure_redis
-from sdserve.settings import read_settings
+from sdserve.settings import Settings, read_settings
 from sdserve.store import RedisJobStore, connect
 from workers.feeder import Feeder
 from workers.task_queue import FAILURE_TTL, RESULT_TTL, QueueName, task_queue
@@ -75,12 +76,7 @@ def feed() -> int:
     """Hand over lines of batches for a while, and ask for the next one to go on. Returns rounds."""
     settings = read_settings()
     redis = connect(ensure_redis(settings), reply_timeout=5)
-    feeder = Feeder(
-        RedisJobStore(redis),
-        limits=settings.limits,
-        job_ttl=settings.job_ttl,
-        line_ttl=settings.result_ttl,
-    )
+    feeder = _feeder(redis, settings)
     end, rounds = time.monotonic() + FEED_SPAN, 0
     while True:
         began = time.monotonic()
@@ -97,8 +93,14 @@ def feed() -> int:
 
 def enqueue_feed(redis: Redis) -> None:
     """Ask a worker to feed batches, when there are some and nobody has fed them lately."""
-    if redis.zcard(keys.OPEN_BATCHES) and redis.set(keys.FEEDING, "1", nx=True, ex=FEED_PATIENCE):
-        _enqueue_feed(redis)
+    if not redis.zcard(keys.OPEN_BATCHES):
+        return
+    try:
+        if redis.set(keys.FEEDING, "1", nx=True, ex=FEED_PATIENCE):
+            _enqueue_feed(redis)
+    except OutOfMemoryError:  # what is packed makes room
+        log.warning("Redis is full: the clock does a round of feeding")
+        _feeder(redis, read_settings()).round()
 
 
 def _enqueue_feed(redis: Redis) -> None:
@@ -134,7 +136,20 @@ def enqueue_preload(redis: Redis, app: str, *, seconds: float = 300, limit: floa
 
 def enqueue_retention(redis: Redis) -> None:
     """Ask a worker for a retention."""
-    task_queue(redis).enqueue(retention, result_ttl=RESULT_TTL, failure_ttl=FAILURE_TTL)
+    try:
+        task_queue(redis).enqueue(retention, result_ttl=RESULT_TTL, failure_ttl=FAILURE_TTL)
+    except OutOfMemoryError:  # what is forgotten makes room
+        log.warning("Redis is full: the clock does the retention")
+        retention()
+
+
+def _feeder(redis: Redis, settings: Settings) -> Feeder:
+    return Feeder(
+        RedisJobStore(redis),
+        limits=settings.limits,
+        job_ttl=settings.job_ttl,
+        line_ttl=settings.result_ttl,
+    )
 
 
 def _store() -> RedisJobStore:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 INTERVAL = 0.5  # seconds between looks
 LAST_WORDS = 10.0  # seconds that a process may take to say goodbye, then it ends without
 STDERR = 2  # sys.stderr may be no file
+# By how many seconds the process's own end may be off: to set it anew ends a thread and starts one.
+SLACK = 1.0
 
 
 class Watchdog:
@@ -21,6 +23,7 @@ class Watchdog:
         self._on_hang = on_hang
         # (end, what, limit): one value, replaced as a whole, needs no lock.
         self._expected: tuple[float, str, float] | None = None
+        self._end = 0.0  # for which the process's own end is set
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -31,8 +34,11 @@ class Watchdog:
         """The engine thread moves on to `what`, and again within `limit` seconds."""
         if self._stopped.is_set():
             return
-        self._expected = time.monotonic() + limit, what, limit
-        end_process_in(limit + LAST_WORDS)
+        end = time.monotonic() + limit
+        self._expected = end, what, limit
+        if abs(end - self._end) > SLACK:
+            self._end = end
+            end_process_in(limit + LAST_WORDS)
 
     def stop(self) -> None:
         """Nothing is expected any more."""

@@ -9,23 +9,18 @@ local queue, lease, clock, shares, load = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KE
 local now = server_ms()
 local claimed = {}
 
-local function raise(hash, field, steps)
-  if steps > tonumber(redis.call('HGET', hash, field) or 0) then
-    redis.call('HSET', hash, field, steps)
-  end
-end
-
 while #claimed < tonumber(ARGV[3]) do
   local id = redis.call('ZRANGE', queue, 0, 0)[1]
   if not id then break end
   local job = ARGV[1] .. id
-  local facts = redis.call('HMGET', job, 'request', 'created', 'client', 'status', 'attempt')
-  if facts[4] ~= 'queued' then
+  local facts = redis.call('HMGET', job, 'start', 'priority', 'client', 'batch', 'work', 'status',
+    'attempt', 'version', 'request', 'created')
+  if facts[6] ~= 'queued' then
     redis.call('ZREM', queue, id)
   else
-    local start, priority, flow, steps = place_of(job)
-    local earliest = end_of_flow(shares, flow, priority + 1)
-    if facts[5] == '0' and start < earliest then
+    local start, priority, flow, steps = place_of(facts)
+    local earliest, served = end_of_flow(shares, flow, priority + 1)
+    if facts[7] == '0' and start < earliest then
       -- His more urgent jobs came later and go before it: it makes room now, once for each time that
       -- some came, behind those of its priority that did before.
       local again = 'again:' .. priority .. ':' .. flow
@@ -35,19 +30,23 @@ while #claimed < tonumber(ARGV[3]) do
       redis.call('ZADD', queue, score_of(start, priority), id)
     else
       if ARGV[6] ~= '' then
-        local asked = cjson.decode(facts[1])  -- GenerationParams.to_json
+        local asked = cjson.decode(facts[9])  -- GenerationParams.to_json
         if asked[5] .. 'x' .. asked[6] ~= ARGV[6] then break end
       end
       redis.call('ZREM', queue, id)
-      raise(clock, 'steps', start)
-      raise(shares, 'served:' .. flow, start + steps)
-      local attempt = redis.call('HINCRBY', job, 'attempt', 1)
+      if start > tonumber(redis.call('HGET', clock, 'steps') or 0) then
+        redis.call('HSET', clock, 'steps', start)
+      end
+      if start + steps > served then
+        redis.call('HSET', shares, 'served:' .. flow, start + steps)
+      end
+      local attempt = facts[7] + 1
       redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'told', now,
-        'step', 0, 'phase', 'starting')
+        'step', 0, 'phase', 'starting', 'attempt', attempt, 'version', facts[8] + 1)
       redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)
-      tell(job, id, ARGV[5])
-      count(load, 'queued:' .. facts[3], -1)
-      claimed[#claimed + 1] = {id, attempt, facts[1], now - facts[2]}
+      announce(id, ARGV[5])
+      add(load, {'queued:' .. facts[3], -1})
+      claimed[#claimed + 1] = {id, attempt, facts[9], now - facts[10]}
     end
   end
 end

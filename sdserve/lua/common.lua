@@ -8,10 +8,15 @@ local function server_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- What a viewer sees of a job has changed. `version` counts these changes and never goes back.
-local function tell(job, id, channel, word)
-  redis.call('HINCRBY', job, 'version', 1)
+-- What a viewer sees of a job has changed, and its `version` with it: that counts these changes and
+-- never goes back.
+local function announce(id, channel, word)
   redis.call('PUBLISH', channel, word and id .. ' ' .. word or id)
+end
+
+local function tell(job, id, channel)
+  redis.call('HINCRBY', job, 'version', 1)
+  announce(id, channel)
 end
 
 -- What a viewer sees of an app has changed, and so of all its queued jobs: order, replicas, phase.
@@ -57,28 +62,47 @@ local function app_now(app, before, limit)
       'pace_step', 'pace_picture', 'pace_file'), work}
 end
 
-local function count(load, field, change)
-  if redis.call('HINCRBY', load, field, change) <= 0 then redis.call('HDEL', load, field) end
+-- Add to counters of a hash: `changes` has fields and amounts in turn. A counter that comes to
+-- nothing goes. One write of all is one command to replay after a crash. Answers whether the hash has
+-- counters that it did not have.
+local function add(hash, changes)
+  local fields, sums, gone = {}, {}, {}
+  for i = 1, #changes, 2 do fields[#fields + 1] = changes[i] end
+  for i, held in ipairs(redis.call('HMGET', hash, unpack(fields))) do
+    local sum = (held or 0) + changes[2 * i]
+    if sum > 0 then
+      sums[#sums + 1] = fields[i]
+      sums[#sums + 1] = sum
+    elseif held then
+      gone[#gone + 1] = fields[i]
+    end
+  end
+  if #gone > 0 then redis.call('HDEL', hash, unpack(gone)) end
+  return #sums > 0 and redis.call('HSET', hash, unpack(sums)) > 0
 end
 
--- `load` counts the jobs that have not ended: all, of an app, of a client; and a client's images.
-local function count_job(load, app, client, change, images)
-  for _, field in ipairs({'all', 'app:' .. app, 'client:' .. client}) do
-    count(load, field, change)
+-- `load` counts the jobs that have not ended: all, of an app, of a client; those of a client that are
+-- queued, and its images.
+local function count_job(load, app, client, change, queued, images)
+  local changes = {'all', change, 'app:' .. app, change, 'client:' .. client, change,
+    'images:' .. client, change * images}
+  if queued then
+    changes[#changes + 1] = 'queued:' .. client
+    changes[#changes + 1] = change
   end
-  count(load, 'images:' .. client, change * images)
+  add(load, changes)
 end
 
 -- A flow is what a client waits for in an app; the lines of its batches are another. `shares` keeps of
 -- it where the last of its claimed jobs ended (`served`), and for each priority where the next job
--- would start. Answers the latest of these, of priorities from `priority`: nothing starts before.
+-- would start. Answers the latest of these, of priorities from `priority`: nothing starts before; and
+-- `served`.
 local function end_of_flow(shares, flow, priority)
   local fields, last = {'served:' .. flow}, 0
   for level = priority, HIGHEST do fields[#fields + 1] = level .. ':' .. flow end
-  for _, ends in ipairs(redis.call('HMGET', shares, unpack(fields))) do
-    last = math.max(last, tonumber(ends or 0))
-  end
-  return last
+  local held = redis.call('HMGET', shares, unpack(fields))
+  for _, ends in ipairs(held) do last = math.max(last, tonumber(ends or 0)) end
+  return last, tonumber(held[1] or 0)
 end
 
 -- So many steps more (or fewer) before the flow's jobs of lower priorities, where there are some that
@@ -99,9 +123,9 @@ local function score_of(start, priority)
   return start - priority / 100
 end
 
--- What a job's place is made of: where it starts, its priority, its flow, its steps.
-local function place_of(job)
-  local facts = redis.call('HMGET', job, 'start', 'priority', 'client', 'batch', 'work')
+-- What a job's place is made of: where it starts, its priority, its flow, its steps. `facts` begin
+-- with its start, priority, client, batch, work.
+local function place_of(facts)
   local flow = facts[3] .. (facts[4] and ':batch' or '')
   return tonumber(facts[1]), tonumber(facts[2] or 0), flow, tonumber(facts[5]:match('^%d+'))
 end
@@ -109,6 +133,12 @@ end
 -- The undelivered webhook events of a client: HOOKS has the clients, so that each has its turn.
 local function hooks_of(client)
   return HOOKS .. ':of:' .. client
+end
+
+-- How many webhook events of a client are not delivered yet, if these are as many as may be.
+local function too_many_hooks(client, limit)
+  local waiting = redis.call('ZCARD', hooks_of(client))
+  return waiting >= tonumber(limit) and waiting
 end
 
 -- Let the sweep look at an event of a client at this time.
@@ -160,71 +190,81 @@ local function end_lines(batch, status, count, now, ttl_s)
   for _, name in ipairs(keys_of_batch(batch, counts[2])) do redis.call('EXPIRE', name, ttl_s) end
 end
 
+-- What became of a line, beside its part.
+local function keep_outcome(batch, line, record)
+  local part = math.floor((line - 1) / redis.call('HGET', batch, 'part_lines'))
+  redis.call('HSET', batch .. ':out:' .. part, line, record)
+end
+
 -- The job of a line has ended. Only once: then it is no longer among the batch's live ones.
 local function end_line(id, job, status, now, ttl_s)
   local facts = redis.call('HMGET', job, 'batch', 'line', 'meta')
-  local batch, line = BATCH .. facts[1], tonumber(facts[2])
+  local batch = BATCH .. facts[1]
   if redis.call('HDEL', batch .. ':live', id) == 0 then return end
-  local part = math.floor((line - 1) / redis.call('HGET', batch, 'part_lines'))
-  redis.call('HSET', batch .. ':out:' .. part, line, status .. ' ' .. (facts[3] or '{}'))
+  keep_outcome(batch, tonumber(facts[2]), status .. ' ' .. (facts[3] or '{}'))
   end_lines(batch, status, 1, now, ttl_s)
 end
 
--- Add what a job used to its day, for its client and app and for its client in all. The job keeps
--- the same integers, in JSON (`usage`, by finish.lua).
-local function bill(job, app, client, status, now)
-  local used = cjson.decode(redis.call('HGET', job, 'usage') or '{}')
-  used['jobs_' .. status] = 1
-  local day = USAGE .. math.floor(now / 86400000)
-  for metric, amount in pairs(used) do
-    if amount > 0 then
-      redis.call('HINCRBY', day, client .. '|' .. app .. '|' .. metric, amount)
-      redis.call('HINCRBY', day, client .. '||' .. metric, amount)
+-- Add what a job used (metric -> amount) to its day, for its client and app and for its client in
+-- all.
+local function bill(app, client, status, used, now)
+  local ended, changes = 'jobs_' .. status, {}
+  local function charge(metric, amount)
+    for _, whose in ipairs({client .. '|' .. app .. '|', client .. '||'}) do
+      changes[#changes + 1] = whose .. metric
+      changes[#changes + 1] = amount
     end
   end
-  redis.call('EXPIRE', day, 400 * 86400)
+  charge(ended, 1)
+  for metric, amount in pairs(used) do
+    if amount > 0 then charge(metric, amount) end
+  end
+  local day = USAGE .. math.floor(now / 86400000)
+  if add(day, changes) then redis.call('EXPIRE', day, USAGE_TTL) end
 end
 
--- error: {code, message} or nil.
-local function end_job(job, id, status, now, ttl_s, app, load, channel, error)
+-- `more`: what else its hash keeps, names and values in turn, written in the same command. `used`:
+-- what the attempt that ends it spent.
+local function end_job(job, id, status, now, ttl_s, app, load, channel, more, used)
   local facts = redis.call('HMGET', job, 'app', 'client', 'webhook', 'batch', 'ttl', 'status',
-    'work')
-  redis.call('HSET', job, 'status', status, 'ended', now)
-  if error then
-    local meta = cjson.encode({error = {code = error[1], message = error[2]}})
-    redis.call('HSET', job, 'meta', meta)
-  end
+    'work', 'version')
+  redis.call('HSET', job, 'status', status, 'ended', now, 'version', facts[8] + 1, unpack(more))
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('HINCRBY', app, status, 1)
-  if facts[6] == 'queued' then count(load, 'queued:' .. facts[2], -1) end
-  count_job(load, facts[1], facts[2], -1, string.match(facts[7], '%d+$'))
-  bill(job, facts[1], facts[2], status, now)
+  local images = string.match(facts[7], '%d+$')
+  count_job(load, facts[1], facts[2], -1, facts[6] == 'queued', images)
+  bill(facts[1], facts[2], status, used, now)
   redis.call('DEL', PREVIEW .. id)
-  tell(job, id, channel, 'ended')
+  announce(id, channel, 'ended')
   if facts[3] then tell_webhook('job', id, status, facts[3], now, job) end
   if facts[4] then end_line(id, job, status, now, ttl_s) end
   redis.call('EXPIRE', job, facts[5] or ttl_s)
 end
 
+-- What the hash of a job keeps of why it failed.
+local function failure(code, message)
+  return {'meta', cjson.encode({error = {code = code, message = message}})}
+end
+
 -- Back to the job's own place; or to its end, when the user has cancelled it or the app takes no
 -- jobs any more. Answers the status it has then.
 local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
-  local held = redis.call('HMGET', job, 'start', 'cancel', 'client', 'priority')
+  local held = redis.call('HMGET', job, 'start', 'cancel', 'client', 'priority', 'version')
   local broken = redis.call('HMGET', app, 'broken_code', 'broken')
   local status = held[2] and 'cancelled' or broken[2] and 'failed' or 'queued'
   if status ~= 'queued' then
-    local error = status == 'failed' and {broken[1] or 'app_broken', broken[2]} or nil
-    end_job(job, id, status, now, ttl_s, app, load, channel, error)
+    local why = status == 'failed' and failure(broken[1] or 'app_broken', broken[2]) or {}
+    end_job(job, id, status, now, ttl_s, app, load, channel, why, {})
     return status
   end
-  redis.call('HSET', job, 'status', 'queued', 'step', 0)
+  redis.call('HSET', job, 'status', 'queued', 'step', 0, 'version', held[5] + 1)
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('ZADD', queue, score_of(held[1], held[4] or 0), id)
-  count(load, 'queued:' .. held[3], 1)
+  add(load, {'queued:' .. held[3], 1})
   redis.call('RPUSH', wake, id)
   redis.call('EXPIRE', wake, 60)
   redis.call('DEL', PREVIEW .. id)
-  tell(job, id, channel)
+  announce(id, channel)
   tell_app(channel)
   return status
 end

@@ -1,11 +1,11 @@
 #!lua
 -- Accept a batch once: idempotency, room, and its stored parts become its own, in one step.
 -- Answers created; duplicate or conflict with the id of the batch that has the key; full or
--- client_full with the room that is taken; lost when a part has vanished meanwhile.
+-- client_full with the room that is taken; webhooks_full with the events that wait; lost when a part has vanished meanwhile.
 -- Not allow-oom: a full store must refuse new work.
 -- KEYS batch idempotency batches open (part)*
 -- ARGV id client lines digest idempotency_ttl_s part_lines parts apps_of_parts_json room_bytes room_limit
---      client_limit webhook('' for none) apps_json (lines of app)*
+--      client_limit webhook('' for none) apps_json webhook_limit (lines of app)*
 local batch, idem, batches, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, client, digest, parts = ARGV[1], ARGV[2], ARGV[4], tonumber(ARGV[7])
 
@@ -46,6 +46,8 @@ for _, other in ipairs(redis.call('ZRANGE', batches, 0, -1)) do
     end
   end
 end
+local hooks = ARGV[12] ~= '' and too_many_hooks(client, ARGV[14])
+if hooks then return refuse('webhooks_full', id, hooks) end
 if client ~= '' and mine + room > tonumber(ARGV[11]) then
   return refuse('client_full', id, mine)
 end
@@ -72,7 +74,7 @@ local now = server_ms()
 redis.call('HSET', batch, 'id', id, 'client', client, 'lines', ARGV[3], 'part_lines', ARGV[6],
   'parts', parts, 'apps_of_parts', ARGV[8], 'room', room, 'apps', ARGV[13], 'created', now)
 for i, app in ipairs(cjson.decode(ARGV[13])) do
-  redis.call('HSET', batch, 'lines:' .. app, ARGV[13 + i])
+  redis.call('HSET', batch, 'lines:' .. app, ARGV[14 + i])
 end
 if ARGV[12] ~= '' then redis.call('HSET', batch, 'webhook', ARGV[12]) end
 redis.call('ZADD', batches, now, id)

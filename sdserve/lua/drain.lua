@@ -13,7 +13,7 @@ if ARGV[6] == '1' then redis.call('HSET', app, 'broken', message, 'broken_code',
 local ids = redis.call('ZRANGE', queue, 0, ARGV[9] - 1)
 for _, id in ipairs(ids) do
   redis.call('ZREM', queue, id)
-  end_job(ARGV[1] .. id, id, 'failed', now, ARGV[4], app, load, ARGV[5], {code, message})
+  end_job(ARGV[1] .. id, id, 'failed', now, ARGV[4], app, load, ARGV[5], failure(code, message), {})
 end
 redis.call('DEL', shares)
 if ARGV[6] == '1' or #ids > 0 then tell_app(ARGV[5]) end

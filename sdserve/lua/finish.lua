@@ -40,11 +40,11 @@ for i = 6, #KEYS do
   if status ~= 'cancelled' and redis.call('EXISTS', KEYS[i]) == 0 then return 'unstored' end
 end
 local now = server_ms()
-local used = cjson.decode(ARGV[10])
+local used, more = cjson.decode(ARGV[10]), {'ended_by', fence}
 if status == 'cancelled' then
   drop_images()
 else
-  redis.call('HSET', job, 'meta', ARGV[4])
+  more[3], more[4] = 'meta', ARGV[4]
   for i = 6, #KEYS do
     local bytes = redis.call('STRLEN', KEYS[i])
     redis.call('PEXPIRE', KEYS[i], ARGV[8])
@@ -53,14 +53,17 @@ else
     used.images = (used.images or 0) + 1
     used.result_bytes = (used.result_bytes or 0) + bytes
   end
-  make_room(results, load, now, tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[7]))
+  if #KEYS > 5 then
+    make_room(results, load, now, tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[7]))
+  end
 end
-redis.call('HSET', job, 'ended_by', fence, 'usage', cjson.encode(used))
+more[#more + 1] = 'usage'
+more[#more + 1] = cjson.encode(used)
 redis.call('ZREM', lease, id)
 if status == 'succeeded' and ARGV[12] then
   for i, line in ipairs({'pace_step', 'pace_picture', 'pace_file'}) do
     learn(app, line, tonumber(ARGV[10 + 2 * i]), tonumber(ARGV[11 + 2 * i]), tonumber(ARGV[11]))
   end
 end
-end_job(job, id, status, now, ARGV[5], app, load, ARGV[6])
+end_job(job, id, status, now, ARGV[5], app, load, ARGV[6], more, used)
 return status == 'cancelled' and 'cancelled' or 'finished'

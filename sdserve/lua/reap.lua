@@ -13,9 +13,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', lease, '-inf', now, 'LIMIT', 0, 
   local held = redis.call('HMGET', job, 'status', 'attempt', 'max_attempts', 'cancel')
   if held[1] == 'running' then
     if not held[4] and tonumber(held[2]) >= tonumber(held[3]) then
-      end_job(job, id, 'failed', now, ARGV[3], app, load, ARGV[4], {'worker_lost',
+      local why = failure('worker_lost',
         'The replica that ran this job was lost ' .. held[2] .. ' times: the job itself '
-          .. 'may be what kills it. Submit it again with fewer steps or a smaller size.'})
+          .. 'may be what kills it. Submit it again with fewer steps or a smaller size.')
+      end_job(job, id, 'failed', now, ARGV[3], app, load, ARGV[4], why, {})
       ended = ended + 1
     elseif hand_back(job, id, queue, wake, now, ARGV[3], app, load, ARGV[4]) == 'queued' then
       requeued = requeued + 1

@@ -6,7 +6,7 @@
 -- ARGV id app model request digest idempotency_ttl_s priority max_attempts client cost
 --      queue_limit job_limit client_limit result_budget result_ttl_ms result_keep_ms channel
 --      webhook('' for none) batch('' for none) line previous_line job_ttl_s images
---      client_queue_limit day_images day_gpu_s work
+--      client_queue_limit day_images day_gpu_s work webhook_limit
 -- A limit of a client is '' where it has none.
 -- Answers: word, id, number; of a client with a name also what it has of its quotas.
 local job, queue, lease, replicas, idem = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -35,20 +35,20 @@ local broken = redis.call('HGET', app, 'broken')
 if broken then return {'broken', broken, 0} end
 local waiting = redis.call('ZCARD', queue)
 if waiting >= tonumber(ARGV[11]) then return {'full', id, waiting} end
-local all = tonumber(redis.call('HGET', load, 'all') or 0)
+local counts = redis.call('HMGET', load, 'all', 'bytes', 'client:' .. client, 'queued:' .. client,
+  'images:' .. client)
+local all = tonumber(counts[1] or 0)
 if all >= tonumber(ARGV[12]) then return {'server_full', id, all} end
 local now = server_ms()
 
 local has, day, left
 if client ~= '' then
   local function over(bound, amount) return bound ~= '' and amount > tonumber(bound) end
-  local counts = redis.call('HMGET', load, 'client:' .. client, 'queued:' .. client,
-    'images:' .. client)
   left = 86400000 - now % 86400000
   day = (now + left) / 86400000 - 1
   local spent = redis.call('HMGET', USAGE .. day, client .. '||images', client .. '||gpu_ms')
-  local jobs, queued = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
-  local drawn, gpu_ms = tonumber(spent[1] or 0) + tonumber(counts[3] or 0), tonumber(spent[2] or 0)
+  local jobs, queued = tonumber(counts[3] or 0), tonumber(counts[4] or 0)
+  local drawn, gpu_ms = tonumber(spent[1] or 0) + tonumber(counts[5] or 0), tonumber(spent[2] or 0)
   has = {jobs, queued, drawn, gpu_ms, left}
   if over(ARGV[13], jobs + 1) then return {'client_full', id, jobs, has} end
   if over(ARGV[24], queued + 1) then return {'client_queue_full', id, queued, has} end
@@ -57,8 +57,11 @@ if client ~= '' then
   if ARGV[26] ~= '' and gpu_ms >= ARGV[26] * 1000 then return {'gpu_spent', id, gpu_ms, has} end
   has = {jobs + 1, queued + 1, drawn + images, gpu_ms, left}
 end
+local hooks = ARGV[18] ~= '' and too_many_hooks(client, ARGV[28])
+if hooks then return {'webhooks_full', id, hooks} end
 local budget, ttl, keep = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
-if make_room(results, load, now, ttl, keep, budget) > budget then
+if tonumber(counts[2] or 0) > budget
+    and make_room(results, load, now, ttl, keep, budget) > budget then
   local oldest = redis.call('ZRANGE', results, 0, 0, 'WITHSCORES')
   return {'storage_full', id, math.max(0, oldest[2] + keep - now)}
 end
@@ -81,22 +84,25 @@ local start = math.max(tonumber(redis.call('HGET', clock, 'steps') or 0),
   end_of_flow(shares, flow, priority))
 redis.call('HSET', shares, priority .. ':' .. flow, start + ARGV[10])
 shift_lower(shares, flow, priority, start, ARGV[10])
-redis.call('HSET', job, 'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued',
-  'client', client, 'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8],
-  'start', start, 'work', ARGV[27])
-if priority ~= 0 then redis.call('HSET', job, 'priority', priority) end
-if ARGV[18] ~= '' then redis.call('HSET', job, 'webhook', ARGV[18]) end
-redis.call('ZADD', queue, score_of(start, priority), id)
-redis.call('ZADD', index, now, id)
-redis.call('ZADD', mine, now, id)
-count_job(load, ARGV[2], client, 1, images)
-count(load, 'queued:' .. client, 1)
+local facts = {'id', id, 'app', ARGV[2], 'model', ARGV[3], 'status', 'queued', 'client', client,
+  'request', ARGV[4], 'created', now, 'attempt', 0, 'max_attempts', ARGV[8], 'start', start,
+  'work', ARGV[27], 'version', 1}
+local function note(...)
+  for _, each in ipairs({...}) do facts[#facts + 1] = each end
+end
+if priority ~= 0 then note('priority', priority) end
+if ARGV[18] ~= '' then note('webhook', ARGV[18]) end
 if batch then
-  redis.call('HSET', job, 'batch', ARGV[19], 'line', ARGV[20], 'ttl', ARGV[22])
+  note('batch', ARGV[19], 'line', ARGV[20], 'ttl', ARGV[22])
   redis.call('HSET', batch, 'last:' .. ARGV[2], ARGV[20])
   redis.call('HINCRBY', batch, 'fed:' .. ARGV[2], 1)
   redis.call('HSET', batch .. ':live', id, ARGV[2])
 end
+redis.call('HSET', job, unpack(facts))
+redis.call('ZADD', queue, score_of(start, priority), id)
+redis.call('ZADD', index, now, id)
+redis.call('ZADD', mine, now, id)
+count_job(load, ARGV[2], client, 1, true, images)
 if idem ~= '' then
   redis.call('HSET', idem, 'id', id, 'digest', digest)
   redis.call('EXPIRE', idem, ARGV[6])
@@ -107,6 +113,6 @@ if redis.call('LLEN', wake) < 64 then
   redis.call('EXPIRE', wake, 60)
 end
 local ahead = redis.call('ZRANK', queue, id)
-tell(job, id, ARGV[17])
+announce(id, ARGV[17])
 if ahead < waiting then tell_app(ARGV[17]) end
 return {busy < slots and 'run_now' or 'queued', id, ahead, has}

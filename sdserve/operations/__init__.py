@@ -49,6 +49,10 @@ from sdserve.operations.submission import (
     Submit,
     Submitted,
 )
+from sdserve.operations.turns import (
+    TakeTurn,
+    Turn,
+)
 
 __all__ = [
     "END_OF_QUEUE",
@@ -74,6 +78,8 @@ __all__ = [
     "Standing",
     "Submit",
     "Submitted",
+    "TakeTurn",
+    "Turn",
     "ViewApp",
     "ViewJob",
     "ViewPlaces",

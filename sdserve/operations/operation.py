@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from sdserve import keys
 from sdserve.jobs import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from sdserve.limits import REMEMBERED, UNRUN_LIMIT, UNRUN_TTL
+from sdserve.usage import KEPT_DAYS
 
 # What common.lua takes from here, by the names it has for it: keys that it makes itself, bounds.
 _NAMES_OF_COMMON: dict[str, str | int] = {
@@ -26,6 +27,7 @@ _NAMES_OF_COMMON: dict[str, str | int] = {
     "UNRUN_TTL": int(UNRUN_TTL.total_seconds()),
     "UNRUN_LIMIT": UNRUN_LIMIT,
     "INDEX_TTL": int(REMEMBERED.total_seconds()),
+    "USAGE_TTL": KEPT_DAYS * 86400,
     "LOWEST": LOWEST_PRIORITY,
     "HIGHEST": HIGHEST_PRIORITY,
 }

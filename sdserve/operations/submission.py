@@ -28,6 +28,7 @@ class Admission(StrEnum):
     CLIENT_QUEUE_FULL = "client_queue_full"  # refused: too many of them are queued
     IMAGES_SPENT = "images_spent"  # refused: this client's images of the day are
     GPU_SPENT = "gpu_spent"  # refused: its GPU seconds of the day are
+    WEBHOOKS_FULL = "webhooks_full"  # refused: it has one, and this client's wait for delivery
     STORAGE_FULL = "storage_full"  # refused: no room for results
     BROKEN = "broken"  # refused: the app cannot load its checkpoint
     CLOSED = "closed"  # refused: its batch hands over no more lines of this app
@@ -103,7 +104,7 @@ class Submit(Operation[Submitted]):
             self.webhook or "", place.batch, place.line, place.previous,
             int(self.line_ttl.total_seconds()), self.params.num_images, bound(quotas.queued),
             bound(quotas.images_per_day), bound(quotas.gpu_seconds_per_day),
-            Work.of(self.params).to_text(),
+            Work.of(self.params).to_text(), self.limits.webhooks,
         ]  # fmt: skip
 
     def read(self, reply: Any) -> Submitted:

@@ -11,6 +11,7 @@ from sdserve.batch_operations import (
     Closing,
     CreateBatch,
     Created,
+    FailLine,
     ListBatches,
     OpenBatches,
     PackPart,
@@ -156,14 +157,31 @@ class InMemoryBatches:
         mine = sum(self._room(created) for created in unfinished if created.client == op.client)
         taken = sum(self._room(created) for created in unfinished)
         room = self._room(op)
+        waiting = self._outbox.waiting_of(op.client)
+        if op.webhook is not None and waiting >= op.webhook_limit:
+            refused = BatchAdmission.WEBHOOKS_FULL
+            return Created(admission=refused, batch_id=op.batch_id, taken=waiting)
         if op.client and mine + room > op.client_room:
-            return Created(admission=BatchAdmission.CLIENT_FULL, batch_id=op.batch_id, room=mine)
+            return Created(admission=BatchAdmission.CLIENT_FULL, batch_id=op.batch_id, taken=mine)
         if taken + room > op.room_limit:
-            return Created(admission=BatchAdmission.FULL, batch_id=op.batch_id, room=taken)
+            return Created(admission=BatchAdmission.FULL, batch_id=op.batch_id, taken=taken)
         ends = [self._parts.get((op.batch_id, part), (b"", 0))[1] for part in range(op.parts)]
         if any(end <= now for end in ends):
             return Created(admission=BatchAdmission.LOST, batch_id=op.batch_id)
         return None
+
+    def fail_line(self, op: FailLine, now: float) -> bool:
+        batch = self._alive(op.place.batch, now)
+        if batch is None or batch.apps[op.app].rest is not None:
+            return False
+        if self.has_had_its_turn(op.place, op.app):
+            return False
+        lines = batch.apps[op.app]
+        batch.apps[op.app] = replace(lines, last=op.place.line, fed=lines.fed + 1)
+        record = f"{op.state.status} {json.dumps({'error': asdict(op.failure)})}"
+        batch.records.setdefault(part_of(op.place.line), {})[op.place.line] = record
+        batch.end_lines(op.state.status, 1, now, op.job_ttl, self._outbox)
+        return True
 
     def _room(self, op: CreateBatch) -> int:
         lost = (b"", 0.0)

@@ -77,6 +77,10 @@ class MemoryOutbox:
             url=url, subject=subject, created=now, since=now, due=now, look=now
         )
 
+    def waiting_of(self, client: str) -> int:
+        """How many events of a client are not delivered and not given up."""
+        return sum(event.client == client for event in self._waiting.values())
+
     def _take(self, op: TakeHooks, now: float) -> list[str]:
         due = defaultdict[str, list[str]](list)
         for event in self._in_order():

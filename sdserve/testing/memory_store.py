@@ -51,6 +51,8 @@ from sdserve.operations import (
     Standing,
     Submit,
     Submitted,
+    TakeTurn,
+    Turn,
     ViewApp,
     ViewJob,
     ViewPlaces,
@@ -169,6 +171,7 @@ class InMemoryJobStore:
         self._unrun: defaultdict[str, deque[str]] = defaultdict(deque)  # by client
         self._blobs: dict[str, tuple[bytes, float]] = {}  # key -> bytes, end
         self._results: dict[str, tuple[int, float]] = {}  # key -> size, stored
+        self._turns: dict[str, float] = {}  # chore -> when its next turn comes
         self._outbox = MemoryOutbox()
         self._batches = InMemoryBatches(self._outbox)
         self._keyring = InMemoryKeys()
@@ -182,6 +185,7 @@ class InMemoryJobStore:
             "reap": self._reap,
             "cancel": self._cancel,
             "drain": self._drain,
+            "take_turn": self._take_turn,
             "watch": self._watch,
             "preview": self._show_preview,
             "view_app": self._view_app,
@@ -191,6 +195,7 @@ class InMemoryJobStore:
             "put_part": self._batches.put_part,
             "create_batch": self._batches.create,
             "close_lines": self._batches.close_lines,
+            "fail_line": self._batches.fail_line,
             "view_batch": self._batches.view,
             "list_batches": self._batches.list_ids,
             "open_batches": self._batches.open_ids,
@@ -270,6 +275,9 @@ class InMemoryJobStore:
             has = self._standing(op.client, now)
             if over := _over_quota(op, has):
                 return answer(over[0], ahead=over[1], standing=has)
+        waiting = self._outbox.waiting_of(op.client)
+        if op.webhook is not None and waiting >= op.limits.webhooks:
+            return answer(Admission.WEBHOOKS_FULL, ahead=waiting)
         if self._make_room(op.limits.results, now) > op.limits.results.bytes:
             oldest = min(stored for _, stored in self._results.values())
             left = oldest + op.limits.results.keep.total_seconds() - now
@@ -560,6 +568,12 @@ class InMemoryJobStore:
             position = waiting.index(job_id) if job_id in waiting else None
             places.append(Place(version=record.version if record else None, position=position))
         return places
+
+    def _take_turn(self, op: TakeTurn, now: float) -> Turn:
+        is_mine = self._turns.get(op.chore, now) <= now
+        if is_mine:
+            self._turns[op.chore] = now + op.interval.total_seconds()
+        return Turn(is_mine=is_mine, left=timedelta(seconds=self._turns[op.chore] - now))
 
     def _watch(self, op: Watch, now: float) -> JobStatus | None:
         record = self._alive(op.job_id, now)

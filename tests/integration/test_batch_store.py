@@ -6,13 +6,13 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from redis import Redis
 
 from sdserve import keys
 from sdserve.batch_operations import (
     BatchAdmission,
     CloseLines,
     Closing,
+    FailLine,
     ListBatches,
     ReadPart,
     batch_of,
@@ -20,6 +20,7 @@ from sdserve.batch_operations import (
 from sdserve.batches import (
     PART,
     ROOM_BYTES,
+    BatchPlace,
     BatchState,
     LineStatus,
     dump_lines,
@@ -29,8 +30,6 @@ from sdserve.batches import (
 from sdserve.errors import BatchNotFoundError, JobExpiredError, JobNotFoundError
 from sdserve.jobs import JobFailure, JobStatus
 from sdserve.operations import Admission, Cancel, Drain
-from sdserve.store import RedisJobStore
-from sdserve.testing import InMemoryJobStore
 from tests.batch_world import Batches, create, lines
 from tests.store_world import World
 from tests.values import APP, JOB_TTL, METRICS, finish
@@ -40,14 +39,6 @@ pytestmark = pytest.mark.integration
 GONE = JobFailure(code="app_gone", message="it was deleted")
 NOW = timedelta(0)
 URL = "https://receiver.example/hook"
-
-
-@pytest.fixture(params=["redis", "memory"])
-def world(request: pytest.FixtureRequest) -> World:
-    if request.param == "memory":
-        return World(InMemoryJobStore(), None)
-    redis: Redis = request.getfixturevalue("redis")
-    return World(RedisJobStore(redis), redis)
 
 
 # --- accepting -----------------------------------------------------------------------------------
@@ -95,7 +86,7 @@ def test_unfinished_batches_take_room_and_refuse_what_has_none(world: World) -> 
     batches = Batches(world.store)
     batches.make(1)  # takes a whole part
     refused = batches.upload(lines(1), room_limit=2 * PART - 1)
-    assert (refused.admission, refused.room) == (BatchAdmission.FULL, PART)
+    assert (refused.admission, refused.taken) == (BatchAdmission.FULL, PART)
     assert batches.upload(lines(1), room_limit=2 * PART).admission is BatchAdmission.CREATED
 
 
@@ -116,7 +107,51 @@ def test_a_client_has_room_of_his_own_and_a_nameless_one_no_such_bound(world: Wo
         for expected in (BatchAdmission.CREATED, second):
             uploaded = batches.upload(lines(1), client=client, client_room=PART)
             assert uploaded.admission is expected
-    assert batches.upload(lines(1), client="bob", client_room=PART).room == 0
+    assert batches.upload(lines(1), client="bob", client_room=PART).taken == 0
+
+
+def test_a_batch_with_a_webhook_is_refused_while_too_many_events_wait(world: World) -> None:
+    batches = Batches(world.store)
+    for webhook in (URL, URL):
+        batches.close(batches.make(1, webhook=webhook))
+    refused = batches.upload(lines(1), webhook=URL, webhook_limit=2)
+    assert (refused.admission, refused.taken) == (BatchAdmission.WEBHOOKS_FULL, 2)
+    created = BatchAdmission.CREATED
+    assert batches.upload(lines(1), webhook_limit=2).admission is created
+    other = batches.upload(lines(1), webhook=URL, webhook_limit=2, client="ann")
+    assert other.admission is created
+
+
+def test_a_line_that_can_be_no_job_fails_in_its_turn_once(world: World) -> None:
+    batches = Batches(world.store)
+    batch_id = batches.make(3)
+    failure = JobFailure(code="images_spent", message="Too many.")
+
+    def fail(line: int, previous: int) -> bool:
+        place = BatchPlace(batch=batch_id, line=line, previous=previous)
+        return world.run(FailLine(app=APP, place=place, failure=failure, job_ttl=JOB_TTL))
+
+    assert not fail(2, 1)  # not its turn yet
+    assert batches.feed(batch_id, 1).admission is Admission.QUEUED
+    assert [fail(2, 1), fail(2, 1)] == [True, False]
+    assert batches.feed(batch_id, 2, 1).admission is Admission.DUPLICATE
+    assert batches.words(batch_id) == ["queued", "failed", "waiting"]
+    assert batches.states(batch_id)[1].error == failure
+    assert fail(3, 2)
+    world.succeed(world.claim())
+    seen = batches.view(batch_id)
+    assert (seen.succeeded, seen.failed, seen.state) == (1, 2, BatchState.COMPLETED)
+    assert [lines_of.fed for lines_of in seen.apps] == [3]
+    assert not fail(3, 2)
+
+
+def test_no_line_fails_after_the_end_of_its_app(world: World) -> None:
+    batches = Batches(world.store)
+    batch_id = batches.make(2, APP, "sd-other")
+    batches.close(batch_id, APP, GONE)
+    place = BatchPlace(batch=batch_id, line=1, previous=0)
+    assert not world.run(FailLine(app=APP, place=place, failure=GONE, job_ttl=JOB_TTL))
+    assert batches.view(batch_id).failed == 1
 
 
 def test_the_oldest_ended_batch_makes_room_and_nothing_unfinished_does(world: World) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +24,7 @@ from sdserve.batches import BatchLine, dump_lines
 from sdserve.limits import BatchLimits, Limits, Quotas
 from sdserve.operations import Claim
 from sdserve.store import RedisJobStore
-from tests.batch_world import Batches
+from tests.batch_world import Batches, lines
 from tests.http_app import HttpApp, edge_settings
 from tests.store_world import World
 from tests.values import APP, JOB_TTL, LEASE, spec, submit
@@ -296,6 +297,21 @@ def test_a_spent_quota_is_waited_for(uploads: Uploads) -> None:
         fed.append(uploads.draw())
     assert max(fed) == 2
     assert uploads.store.run(ViewBatch(batch_id=batch_id)).succeeded == 5
+
+
+def test_a_line_of_more_images_than_a_day_may_have_fails_at_once(uploads: Uploads) -> None:
+    batches = Batches(uploads.store)
+    first, second, third = lines(3)
+    asked = [first, replace(second, params=replace(second.params, num_images=4)), third]
+    batch_id = batches.upload(asked, client="ann").batch_id
+    limits = Limits(client=Quotas(images_per_day=3))
+    feeder = Feeder(uploads.store, limits=limits, job_ttl=JOB_TTL, line_ttl=JOB_TTL)
+    while feeder.round():
+        uploads.draw()
+    assert batches.words(batch_id) == ["succeeded", "failed", "succeeded"]
+    error = batches.states(batch_id)[1].error
+    assert error is not None
+    assert (error.code, "4 images" in error.message) == ("images_spent", True)
 
 
 def test_lines_of_a_deleted_app_fail_and_others_go_on(uploads: Uploads) -> None:

@@ -1,18 +1,36 @@
 """The clock of the RQ workers on a real server."""
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from sdserve import keys
+from sdserve.operations import Cancel
+from sdserve.store import RedisJobStore
+from tests.values import APP, submit
 from tests.waiting import until
-from workers.chores import LONGEST_SLEEP, Chore, Clock, do_due
+from workers.chores import CHORES, LONGEST_SLEEP, Chore, Clock, do_due
+from workers.task_queue import QueueName
 
 pytestmark = pytest.mark.integration
 
 OFTEN, SELDOM = timedelta(milliseconds=50), timedelta(hours=1)
+
+
+@contextmanager
+def full(redis: Redis) -> Generator[None]:
+    before: Any = redis.config_get("maxmemory")
+    redis.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        redis.config_set("maxmemory", before["maxmemory"])
 
 
 def counted(done: Counter[str], name: str, interval: timedelta) -> Chore:
@@ -24,6 +42,32 @@ def test_for_each_turn_one_of_many_workers_is_first(redis: Redis) -> None:
     for _ in range(3):
         do_due(redis, [counted(done, "a", SELDOM)])
     assert done == {"a": 1}
+
+
+def test_a_full_redis_gives_turns(redis: Redis) -> None:
+    done = Counter[str]()
+    with full(redis):
+        for _ in range(3):
+            do_due(redis, [counted(done, "a", SELDOM)])
+    assert done == {"a": 1}
+
+
+def test_what_a_full_redis_takes_no_task_for_the_clock_does_itself(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setattr("workers.tasks.REMEMBERED", timedelta(minutes=-1))  # all
+    delivered = list[str]()
+    monkeypatch.setattr("workers.webhooks.deliver", delivered.append)
+    store = RedisJobStore(redis)
+    gone = store.run(submit(webhook="https://example.org/"))
+    store.run(Cancel(app=APP, job_id=gone.job_id, job_ttl=timedelta(0)))
+    redis.delete(keys.JOB + gone.job_id)
+    with full(redis):
+        do_due(redis, CHORES[QueueName.SIDE_WORK])
+        do_due(redis, CHORES[QueueName.WEBHOOKS])
+    assert redis.zscore(keys.INDEX, gone.job_id) is None
+    assert delivered == [f"job_{gone.job_id}_cancelled"]
 
 
 def test_each_chore_has_its_own_interval(redis: Redis) -> None:

@@ -22,6 +22,7 @@ from sdserve.operations import (
     Place,
     Pulse,
     Release,
+    TakeTurn,
     ViewApp,
     ViewPlaces,
     job_of,
@@ -841,6 +842,16 @@ def test_the_registry_keeps_specifications(world: World) -> None:
     assert world.store.apps() == {}
 
 
+def test_the_turn_of_a_chore_is_had_once_until_it_comes_again(world: World) -> None:
+    first, second = (world.run(TakeTurn(chore="a", interval=JOB_TTL)) for _ in range(2))
+    assert first.is_mine
+    assert not second.is_mine
+    assert timedelta(0) < second.left <= first.left <= JOB_TTL
+    soon = TakeTurn(chore="b", interval=timedelta(milliseconds=10))
+    assert world.run(soon).is_mine
+    until(lambda: world.run(soon).is_mine)
+
+
 def test_a_wish_for_a_replica_shows_and_passes(world: World) -> None:
     assert not world.store.app_status(APP).wished
     world.store.wish_replica(APP, 60)
@@ -906,6 +917,20 @@ def test_however_a_job_ends_its_webhook_is_told_once(world: World) -> None:
 def test_a_job_without_webhook_tells_nobody(world: World) -> None:
     world.cancel(world.submit().job_id)
     assert world.hooks() == []
+
+
+def test_undelivered_events_have_a_bound_for_each_client(world: World) -> None:
+    limits = Limits(webhooks=2)
+    for client in ("ann", ""):
+        events = [ended_job(world, client=client) for _ in range(2)]
+        refused = world.submit(webhook=URL, client=client, limits=limits)
+        assert (refused.admission, refused.ahead) == (Admission.WEBHOOKS_FULL, 2)
+        assert world.can_submit(client=client, limits=limits)
+        assert world.can_submit(webhook=URL, client=client + "bob", limits=limits)
+        attempt = world.begin(events[0])
+        assert attempt is not None
+        world.settle(attempt, HookOutcome.DELIVERED)
+        assert world.can_submit(webhook=URL, client=client, limits=limits)
 
 
 def test_an_event_tells_the_job_as_it_ended(world: World) -> None:

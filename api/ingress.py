@@ -62,7 +62,15 @@ from sdserve.errors import (
 )
 from sdserve.generation import ImageFormat
 from sdserve.jobs import JobFailure, JobStatus, new_job_id
-from sdserve.operations import END_OF_QUEUE, Admission, Seen, Submit, Submitted, ViewApp
+from sdserve.operations import (
+    END_OF_QUEUE,
+    Admission,
+    Seen,
+    Submit,
+    Submitted,
+    ViewApp,
+    ViewOutlooks,
+)
 
 Prefer = Annotated[
     list[str] | None, Header(description="respond-async, wait=N (RFC 7240), also both")
@@ -221,7 +229,8 @@ class Ingress:
     async def models(self, _caller: KnownCaller) -> ModelList:
         """This app's checkpoint in the OpenAI list shape."""
         (sha256,) = await self._edge.store.sha256s([self._spec.checkpoint.file])
-        return ModelList(data=[ModelBody.of(self._spec, await self._status(), sha256)])
+        (outlook,) = await self._edge.store.run(ViewOutlooks(apps=(self._spec.name,)))
+        return ModelList(data=[ModelBody.of(self._spec, outlook, sha256)])
 
     async def _status(self) -> AppStatus:
         return await self._edge.store.run(ViewApp(app=self._spec.name))

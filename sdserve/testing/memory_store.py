@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from sdserve.apps import (
+    AppOutlook,
     AppSpec,
     AppState,
     AppStatus,
@@ -55,9 +56,11 @@ from sdserve.operations import (
     Turn,
     ViewApp,
     ViewJob,
+    ViewOutlooks,
     ViewPlaces,
     ViewPreview,
     Watch,
+    app_outlook,
     app_state,
 )
 from sdserve.pace import Pace, Work
@@ -189,6 +192,7 @@ class InMemoryJobStore:
             "watch": self._watch,
             "preview": self._show_preview,
             "view_app": self._view_app,
+            "view_outlooks": self._view_outlooks,
             "view_job": self._view_job,
             "look": self._look,
             "list_jobs": self._list_jobs,
@@ -481,6 +485,16 @@ class InMemoryJobStore:
             device=app.device,
             backlog=self._backlog(app, op.before, op.limit, now) if op.before else None,
         )
+
+    def _view_outlooks(self, op: ViewOutlooks, now: float) -> list[AppOutlook]:
+        return [
+            app_outlook(
+                app.live(now),
+                len(app.queue) + len(app.leases),
+                app.broken.message if app.broken else None,
+            )
+            for app in map(self._apps.__getitem__, op.apps)
+        ]
 
     def _backlog(self, app: _App, before: str, limit: int, now: float) -> Backlog:
         in_order = app.in_order()

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from sdserve import keys, outbox
-from sdserve.apps import AppState, LoadPace, LoadProgress
+from sdserve.apps import AppOutlook, AppState, LoadPace, LoadProgress
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.job_list import ListJobs
 from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
@@ -24,6 +24,7 @@ from sdserve.operations import (
     Release,
     TakeTurn,
     ViewApp,
+    ViewOutlooks,
     ViewPlaces,
     job_of,
 )
@@ -636,6 +637,31 @@ def test_a_job_is_told_the_work_before_it(world: World) -> None:
     assert running.work == Work.of(params(num_images=4))
     assert 0 <= running.age < 60
     assert 0 <= running.seconds < 60
+
+
+def test_outlooks_tell_of_many_apps_what_a_view_tells_of_each(world: World) -> None:
+    def told() -> AppOutlook:
+        gone, outlook, other = world.run(ViewOutlooks(apps=("sd-gone", APP, "sd-other")))
+        assert gone == other == AppOutlook(state=AppState.COLD)
+        status = world.store.app_status(APP)
+        assert (outlook.state, outlook.phase) == (status.state, status.phase)
+        assert outlook.broken_reason == status.broken_reason
+        return outlook
+
+    assert world.run(ViewOutlooks(apps=())) == []
+    world.submit()
+    assert told().state is AppState.COLD  # with a job too
+    world.beat(replica="r2", phase="second")
+    world.beat(replica="r1", phase="first", state=AppState.LOADING)
+    assert (told().state, told().phase) == (AppState.BUSY, "first")
+    world.succeed(world.claim())
+    assert told().state is AppState.READY
+    world.run(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=True))
+    assert (told().state, told().broken_reason) == (AppState.BROKEN, "no such file")
+    world.store.heal(APP)
+    for replica in ("r1", "r2"):
+        world.beat(replica=replica, lease=RUN_OUT)
+    assert told().state is AppState.COLD
 
 
 def test_a_look_shows_a_job_and_its_app_until_the_job_has_ended(world: World) -> None:

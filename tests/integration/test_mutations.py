@@ -115,6 +115,12 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
          "if #entries > 0 then"),
         ("everywhere in the queue", "redis.call('ZRANK', ARGV[2] .. held[1], id)", "0"),
     ],
+    "view_outlooks": [
+        ("the dead live", "cjson.decode(text)['until'] > now", "true"),
+        ("counts no queue", "redis.call('ZCARD', ARGV[1] .. app) +", ""),
+        ("silent of the broken", "if broken or #live > 0 then", "if #live > 0 then"),
+        ("of another", "{number, live,", "{1, live,"),
+    ],
     "beat": [
         ("no fence", "and held[2] == ARGV[i + 1]", ""),
         ("for what does not run", "held[1] == 'running' and", ""),

@@ -68,6 +68,7 @@ from sdserve.operations import (
     Submitted,
     ViewApp,
     ViewJob,
+    ViewOutlooks,
     ViewPlaces,
     ViewPreview,
     Watch,
@@ -385,6 +386,7 @@ class Stores(RuleBasedStateMachine):
     def looks_the_same(self) -> None:
         for app in APPS:
             self.both(ViewApp(app=app, before=END_OF_QUEUE))
+            self.both(ViewOutlooks(apps=(app, "sd-nobody")))
             ids = [job_id for job_id, of in self.ids.items() if of == app]
             self.both(ViewPlaces(app=app, job_ids=ids))
             assert self.real.load_failures(app) == self.model.load_failures(app)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sdserve import keys
 from sdserve.apps import (
     AppOutlook,
     AppSpec,
@@ -360,13 +359,18 @@ class InMemoryJobStore:
     def _finish(self, op: Finish, now: float) -> Ending:
         record = self._alive(op.job_id, now)
         if record and record.finish and record.finish.fence == op.fence:  # its reply was lost
-            cancelled = record.status is JobStatus.CANCELLED
-            return Ending.CANCELLED if cancelled else Ending.FINISHED
+            if record.status is not JobStatus.CANCELLED:
+                return Ending.FINISHED
+            self._forget(op.result_keys)
+            return Ending.CANCELLED
         if record is None or not _holds(record, op.fence):
             self._forget(op.result_keys)
             return Ending.LOST
         app = self._apps[op.app]
         status = JobStatus.CANCELLED if record.is_cancelled else op.status
+        is_stored = all(self._is_kept(name, now) for name in op.result_keys)
+        if status is not JobStatus.CANCELLED and not is_stored:
+            return Ending.UNSTORED
         record.finish = op
         used = Usage(**asdict(op.spent))
         if status is JobStatus.CANCELLED:
@@ -375,11 +379,10 @@ class InMemoryJobStore:
             record.error = op.error
             used += Usage(images=len(op.result_keys))
             for name in op.result_keys:
-                if name in self._blobs:  # else the caller took longer than UNCLAIMED_RESULT_TTL
-                    blob, _ = self._blobs[name]
-                    self._blobs[name] = (blob, now + op.results.ttl.total_seconds())
-                    self._results[name] = (len(blob), now)
-                    used += Usage(result_bytes=len(blob))
+                blob, _ = self._blobs[name]
+                self._blobs[name] = (blob, now + op.results.ttl.total_seconds())
+                self._results[name] = (len(blob), now)
+                used += Usage(result_bytes=len(blob))
             self._make_room(op.results, now)
         app.leases.pop(op.job_id, None)
         if status is JobStatus.SUCCEEDED and op.measured:
@@ -387,6 +390,10 @@ class InMemoryJobStore:
         self._end(record, status, now, op.job_ttl, used)
         cancelled = status is JobStatus.CANCELLED
         return Ending.CANCELLED if cancelled else Ending.FINISHED
+
+    def _is_kept(self, name: str, now: float) -> bool:
+        blob = self._blobs.get(name)
+        return blob is not None and blob[1] > now
 
     def _release(self, op: Release, now: float) -> bool:
         record = self._alive(op.job_id, now)
@@ -708,20 +715,21 @@ class InMemoryJobStore:
     def app_status(self, app: str) -> AppStatus:
         return self.run(ViewApp(app=app))
 
-    def put_results(self, job_id: str, fence: int, blobs: Sequence[bytes]) -> list[str]:
-        """Store the images of one attempt, to be made visible by `Finish`. Returns their keys."""
-        names = [keys.result(job_id, fence, k) for k in range(len(blobs))]
+    def finish(self, finish: Finish, images: Sequence[bytes]) -> Ending:
+        """Store the images of an attempt and end its job."""
         with self._lock:
-            end = self._clock() + UNCLAIMED_RESULT_TTL.total_seconds()
-            self._blobs.update(zip(names, ((blob, end) for blob in blobs), strict=True))
-        return names
+            now = self._clock()
+            end = now + UNCLAIMED_RESULT_TTL.total_seconds()
+            for name, image in zip(finish.result_keys, images, strict=True):
+                if not self._is_kept(name, now):
+                    self._blobs[name] = image, end
+        return self.run(finish)
 
     def results(self, names: Sequence[str]) -> list[bytes | None]:
         """The images behind these keys; None for one that has expired."""
         with self._lock:
             now = self._clock()
-            found = [self._blobs.get(name) for name in names]
-        return [blob[0] if blob and blob[1] > now else None for blob in found]
+            return [self._blobs[name][0] if self._is_kept(name, now) else None for name in names]
 
     def wait_for_work(self, app: str, seconds: float) -> None:
         """Block until a job may be waiting, or for `seconds`."""

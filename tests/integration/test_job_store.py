@@ -33,7 +33,7 @@ from sdserve.pace import Measured, Pace, Work
 from sdserve.testing import memory_outbox
 from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
-from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
+from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, names_of, params, spec, submit
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -405,15 +405,13 @@ def test_a_late_replica_cannot_change_a_result(world: World) -> None:
     second = world.claim()
     assert (second.id, second.fence) == (late.id, 2)
     assert world.beat(late) == [Pulse.LOST]
-    theirs = world.store.put_results(late.id, late.fence, [b"late"])
-    early = finish(late.id, 1, JobStatus.SUCCEEDED, result_keys=theirs, metrics=METRICS)
-    assert world.run(early) is Ending.LOST
+    assert world.succeed(late, [b"late"]) is Ending.LOST
     assert world.view(late.id).status is JobStatus.RUNNING
     assert world.succeed(second, [b"second"]) is Ending.FINISHED
     assert world.succeed(late, [b"late"]) is Ending.LOST
     done = world.view(late.id)
     assert world.images(done.result_keys) == [b"second"]
-    assert world.images(theirs) == [None]
+    assert world.images(names_of(late, [b"late"])) == [None]
 
 
 def test_a_late_result_does_not_end_a_job_that_waits_again(world: World) -> None:
@@ -768,12 +766,22 @@ def test_a_cancelled_running_job_shows_no_result_later(world: World) -> None:
     job = world.claim()
     assert world.cancel(job.id) is JobStatus.RUNNING
     assert world.beat(job) == [Pulse.CANCEL]
-    names = world.store.put_results(job.id, job.fence, [b"png"])
-    operation = finish(job.id, 1, JobStatus.SUCCEEDED, result_keys=names, metrics=METRICS)
-    assert [world.run(operation), world.run(operation)] == [Ending.CANCELLED] * 2
+    assert [world.succeed(job), world.succeed(job)] == [Ending.CANCELLED] * 2
     done = world.view(job.id)
     assert (done.status, done.result_keys, done.metrics) == (JobStatus.CANCELLED, (), None)
-    assert world.images(names) == [None]
+    assert world.images(names_of(job, [b"png"])) == [None]
+
+
+def test_a_success_whose_images_are_not_there_changes_nothing(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    names = names_of(job, [b"png"])
+    early = finish(job.id, job.fence, JobStatus.SUCCEEDED, result_keys=names, metrics=METRICS)
+    assert world.run(early) is Ending.UNSTORED
+    assert world.view(job.id).status is JobStatus.RUNNING
+    assert world.beat(job) == [Pulse.OK]
+    assert world.succeed(job) is Ending.FINISHED
+    assert world.images(names) == [b"png"]
 
 
 def test_a_cancelled_job_whose_replica_is_lost_is_not_run_again(world: World) -> None:

@@ -89,7 +89,7 @@ from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
 from sdserve.usage import Spent
 from tests.batch_world import create, lines
-from tests.values import JOB_TTL, METRICS, params, submit
+from tests.values import JOB_TTL, METRICS, names_of, params, submit
 
 pytestmark = pytest.mark.integration
 
@@ -282,21 +282,19 @@ class Stores(RuleBasedStateMachine):
         images: list[bytes], spent: Spent, measured: Measured | None,
     ) -> None:  # fmt: skip
         app, job = claim
-        names, metrics, error = list[str](), None, None
+        metrics, error = None, None
         if status is JobStatus.SUCCEEDED:
-            names = self.real.put_results(job.id, job.fence, images)
-            assert names == self.model.put_results(job.id, job.fence, images)
             metrics = METRICS
         else:
-            error = JobFailure(code="internal_error", message="no")
+            images, error = [], JobFailure(code="internal_error", message="no")
         before: Any = self.redis.time()
-        self.both(
-            Finish(
-                app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
-                results=results, result_keys=names, image_seeds=list(range(len(names))),
-                metrics=metrics, error=error, spent=spent, measured=measured if metrics else None,
-            )
+        finish = Finish(
+            app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
+            results=results, result_keys=names_of(job, images),
+            image_seeds=list(range(len(images))), metrics=metrics, error=error, spent=spent,
+            measured=measured if metrics else None,
         )  # fmt: skip
+        assert self.real.finish(finish, images) == self.model.finish(finish, images)
         while self.redis.time() < (before[0], before[1] + 1000):
             pass  # so that the next result is younger: which of two goes first depends on it
 

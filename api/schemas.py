@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.codec import data_uri
 from api.estimate import eta_seconds, phase
 from api.usage_schemas import UsageAmounts
-from sdserve.apps import AppSpec, AppStatus, ReplicaPresence
+from sdserve.apps import AppOutlook, AppSpec, AppStatus, ReplicaPresence
 from sdserve.errors import InvalidParameterError
 from sdserve.families import MAX_STEP_CACHE, MAX_STEPS, SCHEDULERS, GenerationDefaults
 from sdserve.generation import (
@@ -240,7 +240,7 @@ class ModelBody(BaseModel):
     engine: dict[str, Any] = Field(description="what its deployment decides about its pixels")
 
     @classmethod
-    def of(cls, spec: AppSpec, status: AppStatus, sha256: str | None) -> Self:
+    def of(cls, spec: AppSpec, outlook: AppOutlook, sha256: str | None) -> Self:
         checkpoint, defaults = spec.checkpoint, spec.defaults
         return cls(
             id=spec.name,
@@ -248,9 +248,9 @@ class ModelBody(BaseModel):
             checkpoint=checkpoint.path.name,
             family=str(checkpoint.kind),
             route=spec.route,
-            state=status.state,
-            phase=status.phase,
-            reason=status.broken_reason,
+            state=outlook.state,
+            phase=outlook.phase,
+            reason=outlook.broken_reason,
             width=defaults.width,
             height=defaults.height,
             file_bytes=checkpoint.file.size,

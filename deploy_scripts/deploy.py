@@ -226,5 +226,5 @@ def _is_there(app: str) -> bool:
 
 
 def _status(app: str) -> ApplicationStatus | None:
-    status = serve.status().applications.get(app)
+    status = cluster.serve_status().applications.get(app)
     return None if status is None else status.status

@@ -132,6 +132,15 @@ class Backlog:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AppOutlook:
+    """What an app can do, in short."""
+
+    state: AppState = AppState.COLD
+    phase: str | None = None  # of its first replica
+    broken_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AppStatus:
     """An app as the store sees it."""
 

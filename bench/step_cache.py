@@ -33,6 +33,7 @@ from workers.loading import load_engine
 from workers.step_cache import run_and_keep, run_shallow
 
 DEMO_MODELS = Path(__file__).parent.parent / "demo_models"
+DIFFUSERS: Any = diffusers  # its names are lazy, type checkers see none of them
 
 
 def compare(path: Path, options: Any) -> None:
@@ -77,7 +78,7 @@ def count() -> None:
     for family, side, pooled in ((Family.SD1, 512, 0), (Family.SDXL, 1024, 1280)):
         text = (files("workers") / "configs" / f"{family}.json").read_text("utf-8")
         with torch.device("meta"):
-            unet: Any = diffusers.UNet2DConditionModel.from_config(json.loads(text)["unet"])
+            unet: Any = DIFFUSERS.UNet2DConditionModel.from_config(json.loads(text)["unet"])
             latents = torch.zeros(2, 4, side // 8, side // 8)
             rest: dict[str, Any] = {
                 "encoder_hidden_states": torch.zeros(2, 77, unet.config.cross_attention_dim),

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from starlette.types import Receive
 from api.caller import Caller, Callers
 from api.hang_up import ClientGoneError, unless_gone
 from api.held import HeldRequests
-from api.job_events import JobEvents
+from api.job_events import End, JobEvents
 from api.rate_limit import RateLimiter
 from api.registry import Registry
 from api.viewers import Viewers
@@ -69,7 +69,9 @@ class Edge:
         self.held = HeldRequests(most=settings.max_held, most_of_client=settings.max_held_per_key)
         self.viewers = Viewers(self.store)
         self.registry = Registry(self.store)
-        self._events = JobEvents(settings.redis_url, self.look, self.viewers, self.registry)
+        self._events = JobEvents(
+            settings.redis_url, self.store.look_at_end, self.viewers, self.registry
+        )
         self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request
 
@@ -134,18 +136,32 @@ class Edge:
         """What a submission of this caller must not exceed."""
         return replace(self.settings.limits, client=caller.quotas)
 
-    async def wait(self, job_id: str, seconds: float) -> Seen:
-        """The job once it is final, or as it stands after `seconds`."""
-        return await self._events.wait(job_id, seconds)
+    def expecting(self, job_id: str) -> AbstractContextManager[End]:
+        """Hear of the end of this job from now on, also when it does not exist yet."""
+        return self._events.expecting(job_id)
 
-    async def wait_for(self, receive: Receive, app: str, job_id: str, seconds: float) -> Seen:
+    async def wait(self, job_id: str, seconds: float, end: End | None = None) -> Seen:
+        """The job once it is final, or as it stands after `seconds`.
+
+        Args:
+            job_id: of a job that exists.
+            seconds: to wait.
+            end: if it was expected from before it existed: then no look comes first.
+        """
+        if end is None:
+            return await self._events.wait(job_id, seconds)
+        return await self._events.outcome(job_id, end, seconds)
+
+    async def wait_for(
+        self, receive: Receive, app: str, job_id: str, seconds: float, end: End | None = None
+    ) -> Seen:
         """As `wait`, for a client who alone wants the job: it is cancelled when he hangs up.
 
         Raises:
             ClientGoneError: he did.
         """
         try:
-            return await unless_gone(receive, self.wait(job_id, seconds))
+            return await unless_gone(receive, self.wait(job_id, seconds, end))
         except (ClientGoneError, asyncio.CancelledError):
             # Serve's proxy cancels this very task: what is left to do needs one of its own.
             chore = asyncio.create_task(self._cancel(app, job_id))

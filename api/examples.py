@@ -102,6 +102,7 @@ _MODEL: dict[str, Any] = {
         "step_cache": 5,
         "queue": 100,
     },
+    "engine": {"precision": "auto", "exact": False, "compile": False, "slots": 8},
 }
 
 _BATCH_ID = "01a20899-12ab-7ebd-800d-5bcb0e3d2168"

@@ -19,6 +19,7 @@ from api.caller import KnownCaller, SeesDetails
 from api.edge import Edge
 from api.estimate import full_queue_retry_after, full_server_retry_after, retry_after
 from api.hang_up import CLIENT_GONE, ClientGoneError, unless_gone
+from api.job_events import End
 from api.job_routes import JobRoutes
 from api.layers import HEALTH, add_layers
 from api.openapi import (
@@ -61,7 +62,15 @@ from sdserve.errors import (
 )
 from sdserve.generation import ImageFormat
 from sdserve.jobs import JobFailure, JobStatus, new_job_id
-from sdserve.operations import END_OF_QUEUE, Admission, Seen, Submit, Submitted, ViewApp
+from sdserve.operations import (
+    END_OF_QUEUE,
+    Admission,
+    Seen,
+    Submit,
+    Submitted,
+    ViewApp,
+    ViewOutlooks,
+)
 
 Prefer = Annotated[
     list[str] | None, Header(description="respond-async, wait=N (RFC 7240), also both")
@@ -148,35 +157,38 @@ class Ingress:
         if raw and body.format and body.format.media_type != raw.media_type:
             message = f"Accept asks for {raw.media_type}, format for {body.format}: use one."
             raise HttpProblemError(406, "not_acceptable", message)
-        submitted = await self._submit(
-            request,
-            Submit(
-                job_id=new_job_id(),
-                app=self._spec.name,
-                model=self._spec.checkpoint.name,
-                params=body.to_params(self._spec.defaults, raw or ImageFormat.BASE64),
-                queue_limit=self._spec.queue_limit,
-                digest=_digest(body),
-                client=caller.client,
-                limits=self._edge.limits_of(caller),
-                idempotency_key=idempotency_key(key),
-                priority=body.priority,
-                webhook=self._edge.webhook(body.webhook),
-            ),
+        job_id = new_job_id()
+        submit = Submit(
+            job_id=job_id,
+            app=self._spec.name,
+            model=self._spec.checkpoint.name,
+            params=body.to_params(self._spec.defaults, raw or ImageFormat.BASE64),
+            queue_limit=self._spec.queue_limit,
+            digest=_digest(body),
+            client=caller.client,
+            limits=self._edge.limits_of(caller),
+            idempotency_key=idempotency_key(key),
+            priority=body.priority,
+            webhook=self._edge.webhook(body.webhook),
         )
-        hold = self._hold(wanted, submitted)
-        if hold and not self._edge.held.has_room(caller.client):
-            # Its job is accepted: rather than refuse to wait, say so at once.
-            hold, wanted = 0.0, replace(wanted, wait=None)
-        try:
-            with self._edge.held.place(caller.client) if hold else nullcontext():
-                seen = await self._outcome(request.receive, submitted.job_id, hold, key=key)
-            response = await self._answer(seen, raw, is_async=wanted.is_async and not hold)
-        except StoreUnavailableError as error:
-            error.job_id = submitted.job_id  # it is in Redis: sent again it would be drawn twice
-            raise
-        except ClientGoneError:
-            return Response(status_code=CLIENT_GONE)
+        with self._edge.expecting(job_id) as end:
+            submitted = await self._submit(request, submit)
+            hold = self._hold(wanted, submitted)
+            if hold and not self._edge.held.has_room(caller.client):
+                # Its job is accepted: rather than refuse to wait, say so at once.
+                hold, wanted = 0.0, replace(wanted, wait=None)
+            is_new = submitted.job_id == job_id
+            try:
+                with self._edge.held.place(caller.client) if hold else nullcontext():
+                    seen = await self._outcome(
+                        request.receive, submitted.job_id, hold, end if is_new else None, key=key
+                    )
+                response = await self._answer(seen, raw, is_async=wanted.is_async and not hold)
+            except StoreUnavailableError as error:
+                error.job_id = submitted.job_id  # in Redis: sent again it would be drawn twice
+                raise
+            except ClientGoneError:
+                return Response(status_code=CLIENT_GONE)
         response.headers["X-Job-Id"] = submitted.job_id
         response.headers.update(rate_headers(allowances_of(request)))
         applied = wanted.applied(is_async=response.status_code == 202)
@@ -185,7 +197,7 @@ class Ingress:
         return response
 
     async def _outcome(
-        self, receive: Receive, job_id: str, hold: float, *, key: str | None
+        self, receive: Receive, job_id: str, hold: float, end: End | None, *, key: str | None
     ) -> Seen:
         """The job once it is final, or as it stands after `hold` seconds.
 
@@ -193,10 +205,10 @@ class Ingress:
             ClientGoneError: its client hung up; with a key he may come back for it, so it goes on.
         """
         if not hold:  # a 202 tells him the id
-            return await self._edge.wait(job_id, 0)
+            return await self._edge.look(job_id)
         if key is not None:
-            return await unless_gone(receive, self._edge.wait(job_id, hold))
-        return await self._edge.wait_for(receive, self._spec.name, job_id, hold)
+            return await unless_gone(receive, self._edge.wait(job_id, hold, end))
+        return await self._edge.wait_for(receive, self._spec.name, job_id, hold, end)
 
     async def health(self, has_details: SeesDetails) -> HealthResponse:
         """200 when the app can accept work (a cold app can); 503 when it is broken."""
@@ -217,7 +229,8 @@ class Ingress:
     async def models(self, _caller: KnownCaller) -> ModelList:
         """This app's checkpoint in the OpenAI list shape."""
         (sha256,) = await self._edge.store.sha256s([self._spec.checkpoint.file])
-        return ModelList(data=[ModelBody.of(self._spec, await self._status(), sha256)])
+        (outlook,) = await self._edge.store.run(ViewOutlooks(apps=(self._spec.name,)))
+        return ModelList(data=[ModelBody.of(self._spec, outlook, sha256)])
 
     async def _status(self) -> AppStatus:
         return await self._edge.store.run(ViewApp(app=self._spec.name))

@@ -6,7 +6,8 @@ Waiting costs Redis nothing: no connection and no polling of one's own.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 from redis.asyncio.client import PubSub
@@ -30,6 +31,7 @@ RETRY_INTERVAL = 0.5  # seconds
 PATIENCE = 10.0  # seconds that a Redis may be away before those who wait are told
 
 Looking = Callable[[str], Awaitable[Seen]]
+End = asyncio.Future[Seen | None]  # of a job; None: whoever waits is to look himself
 
 
 class JobEvents:
@@ -40,29 +42,38 @@ class JobEvents:
         self._look = look
         self._viewers = viewers
         self._registry = registry
-        self._waiting: defaultdict[str, set[asyncio.Future[Seen | None]]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[End]] = defaultdict(set)
+        self._telling = set[asyncio.Task[None]]()
         self._stopped = False
         self._heard = 0.0  # when Redis was there, by the loop's clock
+
+    @contextmanager
+    def expecting(self, job_id: str) -> Generator[End]:
+        """Hear of the end of this job from now on, also when it does not exist yet."""
+        end: End = asyncio.get_running_loop().create_future()
+        self._waiting[job_id].add(end)
+        try:
+            yield end
+        finally:
+            self._waiting[job_id].discard(end)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
 
     async def wait(self, job_id: str, seconds: float) -> Seen:
         """The job once it is final, or as it stands after `seconds`.
 
         While Redis is away for a moment this waits on: the job lives, and so may Redis soon.
         """
-        end: asyncio.Future[Seen | None] = asyncio.get_running_loop().create_future()
-        # Registered before the look: an end between the two would be missed otherwise.
-        self._waiting[job_id].add(end)
-        try:
+        # Before the look: an end between the two would be missed otherwise.
+        with self.expecting(job_id) as end:
             seen = await self._look(job_id)
-            if seen.job.status.is_final or seconds <= 0:
-                return seen
-            await asyncio.wait({end}, timeout=seconds)
-            ended = end.result() if end.done() else None
-            return ended or await self._look(job_id)
-        finally:
-            self._waiting[job_id].discard(end)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+            return seen if seen.job.status.is_final else await self.outcome(job_id, end, seconds)
+
+    async def outcome(self, job_id: str, end: End, seconds: float) -> Seen:
+        """As `wait`, of a job whose end was expected from before it could come."""
+        await asyncio.wait({end}, timeout=seconds)
+        ended = end.result() if end.done() else None
+        return ended or await self._look(job_id)
 
     async def listen(self) -> None:
         """Follow the events until `stop`, over restarts of Redis and dead connections."""
@@ -83,6 +94,9 @@ class JobEvents:
                             self._wake(job_id, None)
                     await asyncio.sleep(RETRY_INTERVAL)
         finally:
+            for task in self._telling:
+                task.cancel()
+            await asyncio.gather(*self._telling, return_exceptions=True)
             await redis.aclose()
 
     def stop(self) -> None:
@@ -107,29 +121,39 @@ class JobEvents:
                 # What happened before this moment was told to nobody.
                 self._viewers.look_again()
                 self._registry.follow()
-                for job_id in list(self._waiting):
-                    await self._tell(job_id)
+                for job_id in self._waiting:
+                    self._tell_soon(job_id)
             elif message["type"] == "pmessage":
                 news = read_news(message["channel"], message["data"])
                 self._viewers.hear(news)
                 if news.change is Change.ENDED:
-                    await self._tell(news.job_id)
+                    self._tell_soon(news.job_id)
                 elif news.change is Change.DEPLOYED:
                     self._registry.forget(news.app)
 
+    def _tell_soon(self, job_id: str) -> None:
+        """One look for all who wait for this job; meanwhile others are heard of."""
+        if job_id in self._waiting:
+            task = asyncio.create_task(self._tell(job_id))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
     async def _tell(self, job_id: str) -> None:
-        if job_id not in self._waiting:
+        while job_id in self._waiting:
+            try:
+                seen = await self._look(job_id)
+            except (JobNotFoundError, JobExpiredError):
+                self._wake(job_id, None)
+            except StoreUnavailableError as error:
+                log.warning("%s may have ended: looking again soon (%s)", job_id, error)
+                await asyncio.sleep(RETRY_INTERVAL)
+                continue
+            else:
+                if seen.job.status.is_final:
+                    self._wake(job_id, seen)
             return
-        try:
-            seen = await self._look(job_id)
-        except (JobNotFoundError, JobExpiredError):
-            self._wake(job_id, None)
-        else:
-            if seen.job.status.is_final:
-                self._wake(job_id, seen)
 
     def _wake(self, job_id: str, seen: Seen | None) -> None:
-        """End the waiting with this look; None: whoever waits is to look himself."""
         for end in self._waiting.get(job_id, ()):
             if not end.done():
                 end.set_result(seen)

@@ -14,6 +14,7 @@ class Registry:
     def __init__(self, store: AsyncJobStore) -> None:
         self._store = store
         self._known: dict[str, AppSpec] = {}
+        self._all: dict[str, AppSpec] | None = None  # None: not known
         self._changes = 0  # how many there were
         self._hears = False  # of every change
 
@@ -31,6 +32,20 @@ class Registry:
         if spec is not None and changes == self._changes:
             self._known[app] = spec
         return spec
+
+    async def all(self) -> dict[str, AppSpec]:
+        """Every deployed app, by name.
+
+        Raises:
+            StoreUnavailableError: that cannot be known.
+        """
+        if self._all is not None and self._hears:
+            return self._all
+        changes = self._changes
+        apps = await self._store.apps()
+        if changes == self._changes:
+            self._all = apps
+        return apps
 
     def follow(self) -> None:
         """From now on every change is heard of; those before may have been missed."""
@@ -58,5 +73,6 @@ class Registry:
 
     def _forget(self, apps: set[str]) -> None:
         self._changes += 1
+        self._all = None
         for app in apps:
             self._known.pop(app, None)

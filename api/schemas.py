@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.codec import data_uri
 from api.estimate import eta_seconds, phase
 from api.usage_schemas import UsageAmounts
-from sdserve.apps import AppSpec, AppStatus, ReplicaPresence
+from sdserve.apps import AppOutlook, AppSpec, AppStatus, ReplicaPresence
 from sdserve.errors import InvalidParameterError
 from sdserve.families import MAX_STEP_CACHE, MAX_STEPS, SCHEDULERS, GenerationDefaults
 from sdserve.generation import (
@@ -237,9 +237,10 @@ class ModelBody(BaseModel):
     defaults: dict[str, Any]
     schedulers: list[str]
     limits: dict[str, int]
+    engine: dict[str, Any] = Field(description="what its deployment decides about its pixels")
 
     @classmethod
-    def of(cls, spec: AppSpec, status: AppStatus, sha256: str | None) -> Self:
+    def of(cls, spec: AppSpec, outlook: AppOutlook, sha256: str | None) -> Self:
         checkpoint, defaults = spec.checkpoint, spec.defaults
         return cls(
             id=spec.name,
@@ -247,9 +248,9 @@ class ModelBody(BaseModel):
             checkpoint=checkpoint.path.name,
             family=str(checkpoint.kind),
             route=spec.route,
-            state=status.state,
-            phase=status.phase,
-            reason=status.broken_reason,
+            state=outlook.state,
+            phase=outlook.phase,
+            reason=outlook.broken_reason,
             width=defaults.width,
             height=defaults.height,
             file_bytes=checkpoint.file.size,
@@ -266,6 +267,12 @@ class ModelBody(BaseModel):
                 "size_multiple": defaults.size_multiple,
                 "step_cache": defaults.max_step_cache,
                 "queue": spec.queue_limit,
+            },
+            engine={
+                "precision": spec.precision,
+                "exact": spec.exact or not spec.num_gpus,
+                "compile": spec.compiles,
+                "slots": spec.slots,
             },
         )
 

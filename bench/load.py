@@ -28,7 +28,6 @@ from tools.make_checkpoint import make_checkpoint
 
 WAYS = ("plain", "ours", "ours, imports done", "ours, bfloat16, imports done")
 TOUCH = "touch"
-GUIDANCE = 1.0  # of the first image: none, one row
 PIECE = 4 << 20  # numbers in one of the tensors that touch memory
 CHUNK = 4 << 20
 Row = dict[str, float]
@@ -43,6 +42,7 @@ class Setting:
     threads: int = 1
     side: int = 256  # pixels of the first image
     steps: int = 1  # of the first image
+    guidance: float = 1.0  # of the first image: 1 is none, one row
 
 
 def measure(way: str, path: Path, setting: Setting) -> Row:
@@ -70,7 +70,7 @@ def _plain(path: Path, setting: Setting) -> Row:
     pipeline(
         prompt="a red circle",
         num_inference_steps=setting.steps,
-        guidance_scale=GUIDANCE,
+        guidance_scale=setting.guidance,
         width=setting.side,
         height=setting.side,
     )
@@ -91,12 +91,16 @@ def _ours(path: Path, setting: Setting, way: str) -> Row:
         row["imports before"] = clock.lap()
     checkpoint, defaults = inspect_checkpoint(path)
     row["header"] = clock.lap()
+    if "imports done" in way and setting.device != "cpu":
+        _touch_device(setting.device)
+        row["context"] = clock.lap()
     phases: list[tuple[str, float]] = []
     engine = load_engine(
         checkpoint,
         device=setting.device,
         threads=setting.threads,
         precision=Precision("bfloat16" if "bfloat16" in way else setting.precision),
+        compiles="compiling" in way,
         on_phase=lambda phase: phases.append((phase, time.perf_counter())),
     )
     built = time.perf_counter()
@@ -107,12 +111,22 @@ def _ours(path: Path, setting: Setting, way: str) -> Row:
     if "importing libraries" in names:  # what of them is left when the file is in the page cache
         imported = phases[names.index("importing libraries") + 1][1]
     row |= {"read": read - start, "imports": imported - read, "build": built - imported}
+    if names[-1] == "warming":
+        row["warm"] = built - phases[-1][1]
     from bench.drawing import draw, request
 
     asked = request(defaults, setting.side, 0, steps=setting.steps)
-    draw(engine, replace(asked, guidance_scale=GUIDANCE))
+    draw(engine, replace(asked, guidance_scale=setting.guidance))
     row["first image"] = clock.lap()
     return row
+
+
+def _touch_device(device: str) -> None:
+    """Have the driver set up what a process needs, so that loading is not billed for it."""
+    import torch
+
+    torch.zeros(1, device=device)
+    torch.cuda.synchronize(device)
 
 
 def _touch(path: Path, threads: int) -> Row:
@@ -238,7 +252,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    for name in ("device", "precision", "side", "steps"):
+    for name in ("device", "precision", "side", "steps", "guidance"):
         default = getattr(Setting, name)
         parser.add_argument(f"--{name}", type=type(default), default=default)
     options: Any = parser.parse_args()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -42,7 +43,9 @@ def cpu_model() -> str:
 
 def _git() -> str:
     """The commit, with a + when files differ from it."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    if (git := shutil.which("git")) is None:
+        return "unknown"
+    command = [git, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     done = subprocess.run(  # noqa: S603
         command, cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -19,6 +19,8 @@ from workers.engine import DiffusionEngine
 class StubEngine(DiffusionEngine):
     """Takes `step_seconds` for a step of any batch, and nothing for all else."""
 
+    is_exact = False
+
     def __init__(self, step_seconds: float) -> None:
         self._step_seconds = step_seconds
 

@@ -61,6 +61,7 @@ class Surroundings:
                 stop_grace=STOP_GRACE,
                 step_timeout=settings.step_timeout,
                 load_timeout=settings.load_timeout,
+                compile_cache=settings.state_dir.absolute() / "compiled",
             ),
             http_processes=settings.http_processes,
         )

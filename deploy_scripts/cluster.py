@@ -24,6 +24,8 @@ from ray.serve.config import HTTPOptions
 from ray.serve.context import (
     _get_global_client,  # pyright: ignore[reportPrivateUsage] (there is no other way to it)
 )
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ServeStatus
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -250,9 +252,25 @@ def _ensure_standby() -> None:
     ensure_standby()
 
 
+def serve_status() -> ServeStatus:
+    """What Serve says of itself; of a cluster without it: nothing.
+
+    Raises:
+        DeployError: its controller does not answer, or in words of another version of Ray.
+    """
+    try:
+        return serve.status()
+    except (RayError, RayServeException, AttributeError, TypeError, ValueError) as error:
+        message = (
+            f"Serve does not tell what runs ({_last_line(error)}): if Ray or this package was "
+            "changed under the running stack, stop it (make down) and start it again (make up)."
+        )
+        raise DeployError(message) from error
+
+
 def serve_runs() -> bool:
     """Whether Serve's proxy runs in the connected cluster."""
-    return bool(serve.status().proxies)
+    return bool(serve_status().proxies)
 
 
 def refuse_unreachable_redis(redis_url: str) -> None:

@@ -58,6 +58,7 @@ class Wishes:
     slots: int | None = None
     precision: Precision = Precision.AUTO
     compiles: bool = False
+    exact: bool = False
 
 
 class Deployer:
@@ -137,6 +138,7 @@ class Deployer:
                     queue_limit=wishes.queue_limit,
                     precision=wishes.precision,
                     compiles=wishes.compiles,
+                    exact=wishes.exact,
                     slots=wishes.slots or (GPU_SLOTS if gpus else 1),
                 )
             )
@@ -224,5 +226,5 @@ def _is_there(app: str) -> bool:
 
 
 def _status(app: str) -> ApplicationStatus | None:
-    status = serve.status().applications.get(app)
+    status = cluster.serve_status().applications.get(app)
     return None if status is None else status.status

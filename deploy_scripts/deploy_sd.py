@@ -49,6 +49,7 @@ def _main(settings: Settings, arguments: Sequence[str] | None) -> int:
         slots=options.slots,
         precision=options.precision,
         compiles=options.compile,
+        exact=options.exact,
     )
     # A file that cannot be served is told before anything is started for it.
     name_apps([path.absolute() for path in files])
@@ -117,7 +118,13 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         "--precision", type=Precision, choices=list(Precision), default=Precision.AUTO,
         help="numbers that the network computes with (default: half on a GPU, float32 on a CPU)",
     )  # fmt: skip
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--exact",
+        action="store_true",
+        help="on a GPU, leave the model as diffusers has it: slower, and bit-exact with it",
+    )
+    how.add_argument(
         "--compile",
         action="store_true",
         help="on a GPU, compile the network while it serves: no longer bit-exact with diffusers",

@@ -53,6 +53,7 @@ class AppSpec:
     slots: int = 1  # jobs that one replica may denoise together, where that is measured to pay
     precision: Precision = Precision.AUTO
     compiles: bool = False  # the network, beside the jobs, on a GPU
+    exact: bool = False  # on a GPU too the model is left as diffusers has it
     version: str = __version__  # of sdserve: an upgrade redeploys
 
     @property
@@ -128,6 +129,15 @@ class Backlog:
     position: int | None  # waiting jobs ahead; None: the job does not wait
     queued: tuple[Work | None, ...]  # the first of those ahead, in order; None: not known
     running: tuple[RunningWork, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppOutlook:
+    """What an app can do, in short."""
+
+    state: AppState = AppState.COLD
+    phase: str | None = None  # of its first replica
+    broken_reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

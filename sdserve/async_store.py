@@ -137,6 +137,10 @@ class AsyncJobStore:
         found: dict[bytes, bytes] = await self._ask(lambda: self._redis.hgetall(keys.APPS))
         return {name.decode(): _spec(text) for name, text in sorted(found.items())}
 
+    async def count_apps(self) -> int:
+        """How many are deployed."""
+        return await self._ask(lambda: self._redis.hlen(keys.APPS))
+
     async def app(self, name: str) -> AppSpec | None:
         """What is deployed under this name."""
         text: bytes | None = await self._ask(lambda: self._redis.hget(keys.APPS, name))

@@ -79,6 +79,7 @@ class ComputeMetrics:
     replica_gpu_memory_used_mb: float | None = None  # all processes on the device, by NVML
     replica_gpu_utilization_percent: float | None = None  # NVML's average of the last second
     compiled: bool = False  # a compiled network may have had a part in it
+    exact: bool = False  # bit for bit what plain diffusers draws on this device at this precision
     queue_seconds: float = 0.0  # waiting for a free slot
     load_seconds: float = 0.0  # waiting for this replica to start and load
     encode_seconds: float = 0.0  # text encoders

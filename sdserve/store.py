@@ -33,7 +33,7 @@ from sdserve.apps import AppSpec, AppStatus, LoadPace
 from sdserve.checkpoints import ModelFile
 from sdserve.errors import StoreFullError, StoreUnavailableError
 from sdserve.news import APP_CHANGED, APP_DEPLOYED
-from sdserve.operations import Drain, Operation, ViewApp, script_text
+from sdserve.operations import Drain, Ending, Finish, Operation, ViewApp, script_text
 from sdserve.operations.wire import texts
 
 Reply = TypeVar("Reply")
@@ -136,14 +136,28 @@ class RedisJobStore:
     def app_status(self, app: str) -> AppStatus:
         return self.run(ViewApp(app=app))
 
-    def put_results(self, job_id: str, fence: int, blobs: Sequence[bytes]) -> list[str]:
-        """Store the images of one attempt, to be made visible by `Finish`. Returns their keys."""
-        names = [keys.result(job_id, fence, k) for k in range(len(blobs))]
+    def finish(self, finish: Finish, images: Sequence[bytes]) -> Ending:
+        """Store the images of an attempt and end its job, in one round trip.
+
+        Raises:
+            StoreFullError: there was no room for them, so the job has not ended.
+            StoreUnavailableError: Redis is away.
+        """
+        names, digest = finish.keys, digest_of(script_text(finish.script))
         with store_errors(), self._redis.pipeline(transaction=False) as pipe:
-            for name, blob in zip(names, blobs, strict=True):
-                pipe.set(name, blob, ex=UNCLAIMED_RESULT_TTL)
-            pipe.execute()
-        return names
+            for name, image in zip(finish.result_keys, images, strict=True):
+                # Not over itself: sent again after a lost reply it would expire too soon.
+                pipe.set(name, image, ex=UNCLAIMED_RESULT_TTL, nx=True)
+            pipe.evalsha(digest, len(names), *names, *finish.arguments)
+            replies: list[Any] = pipe.execute(raise_on_error=False)
+            for reply in replies[:-1]:
+                if isinstance(reply, Exception):
+                    raise reply
+            if isinstance(replies[-1], NoScriptError):
+                return self.run(finish)
+            if isinstance(replies[-1], Exception):
+                raise replies[-1]
+        return finish.read(replies[-1])
 
     def wait_for_work(self, app: str, seconds: float) -> None:
         """Block until a job may be waiting, or for `seconds` (less than the reply time-out)."""

@@ -41,7 +41,7 @@ from sdserve.outbox import (
 from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
 from sdserve.usage import DayUsage, day_of, read_day
-from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, submit
+from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, names_of, submit
 
 RUN_OUT = timedelta(0)
 
@@ -77,10 +77,11 @@ class World:
         return self.store.run(Cancel(app=APP, job_id=job_id, job_ttl=ttl))
 
     def succeed(self, job: ClaimedJob, images: Sequence[bytes] = (b"png",), **more: Any) -> Ending:
-        names = self.store.put_results(job.id, job.fence, images)
-        seeds = list(range(len(names)))
-        fields = {"result_keys": names, "image_seeds": seeds, "metrics": METRICS, **more}
-        return self.store.run(finish(job.id, job.fence, JobStatus.SUCCEEDED, **fields))
+        fields = {"image_seeds": list(range(len(images))), "metrics": METRICS, **more}
+        operation = finish(
+            job.id, job.fence, JobStatus.SUCCEEDED, result_keys=names_of(job, images), **fields
+        )
+        return self.store.finish(operation, images)
 
     def beat(
         self,

@@ -1,14 +1,16 @@
 """Values that many tests need."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sdserve import keys
 from sdserve.apps import AppSpec
 from sdserve.checkpoints import Checkpoint, ModelFile, inspect_checkpoint
 from sdserve.families import Family, GenerationDefaults, Kind
 from sdserve.generation import ComputeMetrics, GenerationParams, ImageFormat
-from sdserve.jobs import new_job_id
+from sdserve.jobs import ClaimedJob, new_job_id
 from sdserve.limits import ResultBudget
 from sdserve.operations import Finish, Submit
 from workers.replica_settings import ReplicaSettings
@@ -104,6 +106,11 @@ def submit(**changes: Any) -> Submit:
         "digest": "digest",
     }
     return Submit(**{**fields, **changes})
+
+
+def names_of(job: ClaimedJob, images: Sequence[bytes]) -> list[str]:
+    """The keys of the images of this claim."""
+    return [keys.result(job.id, job.fence, image) for image in range(len(images))]
 
 
 def finish(job_id: str, fence: int, status: Any, **changes: Any) -> Finish:

@@ -100,6 +100,8 @@ class Assembly:
         device: torch.device,
         dtype: torch.dtype,
         on_percent: Callable[[int], None] = lambda _: None,
+        *,
+        upcast: torch.dtype = torch.float32,
     ) -> Pipeline:
         """The pipeline on a device, its weights in `dtype`.
 
@@ -107,8 +109,10 @@ class Assembly:
 
         Args:
             device: where the weights go.
-            dtype: of the weights; a VAE that overflows in float16 gets float32, as in diffusers.
+            dtype: of the weights.
             on_percent: told how much has been read, also by other threads.
+            upcast: of a VAE that overflows in float16, where that is `dtype`; diffusers takes
+                float32.
 
         Raises:
             UnsupportedCheckpointError: the tensors are not those of the family.
@@ -118,7 +122,7 @@ class Assembly:
         read = _Reader(device, [self._network, self._vae, self._text], on_percent)
         configs = self._configs
         is_upcast = dtype is torch.float16 and configs["vae"].get("force_upcast")
-        vae_dtype = torch.float32 if is_upcast else dtype
+        vae_dtype = upcast if is_upcast else dtype
         network = self._network_of(read(self._network, dtype), dtype)
         with init_empty_weights(include_buffers=False):
             vae = _DIFFUSERS.AutoencoderKL.from_config(configs["vae"])

@@ -30,10 +30,22 @@ class DiffusionEngine:
     """A loaded pipeline that denoises one or several pictures, step by step.
 
     Alone in its batch a picture is bit-exact with the plain diffusers pipeline at the same
-    parameters; batched it agrees within float tolerance. Not thread-safe: one thread calls it.
+    parameters, if the engine `is_exact`; batched, or laid out for speed, it agrees within float
+    tolerance. Not thread-safe: one thread calls it.
     """
 
-    def __init__(self, pipeline: Pipeline, *, kind: Kind, device: str) -> None:
+    def __init__(
+        self, pipeline: Pipeline, *, kind: Kind, device: str, is_exact: bool = True
+    ) -> None:
+        """Take over a loaded pipeline.
+
+        Args:
+            pipeline: of the kind.
+            kind: decides how it is steered.
+            device: where it is, or where each of its parts goes in its turn.
+            is_exact: whether it is laid out and computes as diffusers has it.
+        """
+        self.is_exact = is_exact
         self._pipeline = pipeline
         self._kind = kind
         self._device = torch.device(device)

@@ -3,12 +3,14 @@
 import logging
 import platform
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
+from sdserve import keys
 from sdserve.apps import AppSpec
-from sdserve.errors import GenerationError, StoreUnavailableError
-from sdserve.generation import ComputeMetrics
+from sdserve.errors import GenerationError, StoreFullError, StoreUnavailableError
+from sdserve.generation import ComputeMetrics, EncodedImage
 from sdserve.jobs import JobFailure, JobStatus
 from sdserve.operations import Ending, Finish
 from sdserve.store import RedisJobStore
@@ -69,7 +71,7 @@ class Finisher:
     def _finish_images(self, run: JobRun) -> None:
         from workers.images import encode_image
 
-        job, params = run.job, run.job.params
+        params = run.job.params
         start, cpu = time.perf_counter(), time.thread_time()
         images = [
             encode_image(
@@ -89,10 +91,7 @@ class Finisher:
             failure = JobFailure(code="result_too_large", message=message)
             self._finish(run, JobStatus.FAILED, failure)
             return
-        blobs = [image.data for image in images]
-        names = patiently(lambda: self._store.put_results(job.id, job.fence, blobs))
-        seeds = [image.seed for image in images]
-        self._finish(run, JobStatus.SUCCEEDED, result_keys=names, image_seeds=seeds)
+        self._finish(run, JobStatus.SUCCEEDED, images=images)
 
     def _bill(self, run: JobRun) -> ComputeMetrics:
         seconds = run.seconds
@@ -102,6 +101,7 @@ class Finisher:
             replica_num_cpus=self._spec.num_cpus,
             precision=run.precision,
             compiled=run.is_compiled,
+            exact=run.is_exact and not run.is_compiled,
             queue_seconds=run.queue_seconds,
             load_seconds=run.load_seconds,
             encode_seconds=seconds["encode"],
@@ -124,35 +124,51 @@ class Finisher:
         run: JobRun,
         status: JobStatus,
         error: JobFailure | None = None,
-        *,
-        result_keys: list[str] | None = None,
-        image_seeds: list[int] | None = None,
+        images: Sequence[EncodedImage] = (),
     ) -> None:
-        job, is_success = run.job, status is JobStatus.SUCCEEDED
+        job = run.job
         try:
             metrics = self._bill(run)
-            finish = Finish(
-                app=self._spec.name,
-                job_id=job.id,
-                fence=job.fence,
-                status=status,
-                error=error,
-                job_ttl=self._settings.job_ttl,
-                results=self._settings.results,
-                result_keys=result_keys or [],
-                image_seeds=image_seeds or [],
-                metrics=metrics if is_success else None,
-                measured=run.measured if is_success else None,
-                spent=Spent.of(metrics, steps=run.steps_done),
-            )
-            if patiently(lambda: self._store.run(finish)) is Ending.LOST:
+            try:
+                ending = self._store_end(run, metrics, status, error, images)
+            except StoreFullError as full:
+                # Only of images: without them an end has room in a full store too.
+                ending = self._store_end(run, metrics, JobStatus.FAILED, failure_of(full), ())
+            if ending is Ending.LOST:
                 log.warning("job %s: finished too late, another claim counts", job.id)
+            elif ending is Ending.UNSTORED:
+                log.error("job %s: its images are gone; its lease will run out", job.id)
         except StoreUnavailableError as away:
             log.error("job %s: its end was not stored (%s); its lease will run out", job.id, away)
         except Exception:
             log.exception("job %s: its bill cannot be made; its lease will run out", job.id)
         finally:
             self._heart.drop(job)
+
+    def _store_end(
+        self,
+        run: JobRun,
+        metrics: ComputeMetrics,
+        status: JobStatus,
+        error: JobFailure | None,
+        images: Sequence[EncodedImage],
+    ) -> Ending:
+        job, is_success = run.job, status is JobStatus.SUCCEEDED
+        finish = Finish(
+            app=self._spec.name,
+            job_id=job.id,
+            fence=job.fence,
+            status=status,
+            error=error,
+            job_ttl=self._settings.job_ttl,
+            results=self._settings.results,
+            result_keys=[keys.result(job.id, job.fence, k) for k in range(len(images))],
+            image_seeds=[image.seed for image in images],
+            metrics=metrics if is_success else None,
+            measured=run.measured if is_success else None,
+            spent=Spent.of(metrics, steps=run.steps_done),
+        )
+        return patiently(lambda: self._store.finish(finish, [image.data for image in images]))
 
 
 def failure_of(error: Exception) -> JobFailure:

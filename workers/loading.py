@@ -37,6 +37,8 @@ def load_engine(
     threads: int,
     precision: Precision = Precision.AUTO,
     compiles: bool = False,
+    exact: bool = False,
+    compile_cache: Path | None = None,
     on_phase: Callable[[str], None],
     on_share: Callable[[float], None] = lambda _: None,
 ) -> "DiffusionEngine":
@@ -48,6 +50,9 @@ def load_engine(
         threads: of torch on the CPU; more than the replica's cores makes it several times slower.
         precision: of the network's numbers; AUTO is half on a GPU and float32 on a CPU.
         compiles: the network while it serves; not on a CPU, and not where the GPU is too small.
+        exact: leave the model as diffusers has it, also on a GPU; on a CPU it always is.
+        compile_cache: folder for what torch compiles; the environment's
+            TORCHINDUCTOR_CACHE_DIR goes before it, and torch's own choice is the last.
         on_phase: told in words what happens now.
         on_share: told what share of all reading is done, 0..1, before the phase that goes with it.
 
@@ -62,6 +67,8 @@ def load_engine(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Huge pages for torch's large tensors: a model is cast 4.6 times as fast (docs/performance.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if compile_cache:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compile_cache))
     _refuse_replaced(checkpoint)
     phases = _Phases(on_phase, on_share)
     if not phases.is_imported:
@@ -82,11 +89,18 @@ def load_engine(
         # Not warmed: for SD 1.5 it costs 2.1 s and makes the first step 0.9 s faster, and a replica
         # that starts from zero starts because a request already waits.
         return DiffusionEngine(pipeline, kind=checkpoint.kind, device=device)
-    pipeline = _build_on_gpu(assembly, torch.device(device), dtype, phases)
-    engine = DiffusionEngine(pipeline, kind=checkpoint.kind, device=device)
+    pipeline = _build_on_gpu(assembly, torch.device(device), dtype, phases, exact=exact)
+    is_here = pipeline.device.type == "cuda"
+    if is_here and not exact:
+        from workers.fast_layout import lay_out
+
+        lay_out(pipeline)
+    engine = DiffusionEngine(
+        pipeline, kind=checkpoint.kind, device=device, is_exact=exact or not is_here
+    )
     on_phase("warming")
     engine.warm()
-    if compiles and pipeline.device.type == "cuda":
+    if compiles and is_here:
         engine.compile()
     return engine
 
@@ -179,8 +193,9 @@ def _build(
     device: "torch.device",
     dtype: "torch.dtype",
     phases: "_Phases",
+    **options: "torch.dtype",
 ) -> "Pipeline":
-    """Build, after a look whether there is memory for it.
+    """Build with these further options, after a look whether there is memory for it.
 
     Raises:
         OutOfMemoryError: host or device have too little memory, with numbers.
@@ -191,7 +206,7 @@ def _build(
     is_mapped = device.type == "cpu" and assembly.dtype is dtype
     needed = 0 if is_mapped else assembly.parameters * dtype.itemsize
     with _disk_errors(assembly.checkpoint.path), loading_guard(needed, device):
-        return assembly.build(device, dtype, phases.reading)
+        return assembly.build(device, dtype, phases.reading, **options)
 
 
 def _dtype(assembly: "Assembly", precision: Precision, *, is_gpu: bool) -> "torch.dtype":
@@ -206,15 +221,23 @@ def _dtype(assembly: "Assembly", precision: Precision, *, is_gpu: bool) -> "torc
 
 
 def _build_on_gpu(
-    assembly: "Assembly", device: "torch.device", dtype: "torch.dtype", phases: "_Phases"
+    assembly: "Assembly",
+    device: "torch.device",
+    dtype: "torch.dtype",
+    phases: "_Phases",
+    *,
+    exact: bool,
 ) -> "Pipeline":
     """On the GPU; where that is too small, on the host with one part at a time on the GPU."""
     import torch
 
     from sdserve.errors import OutOfMemoryError
 
+    # The VAE is the part that uses a GPU worst, in float32 most of all. bfloat16 has its range.
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    upcast = torch.bfloat16 if has_bfloat16 and not exact else torch.float32
     try:
-        return _build(assembly, device, dtype, phases)
+        return _build(assembly, device, dtype, phases, upcast=upcast)
     except OutOfMemoryError as error:
         too_small = error
     torch.cuda.empty_cache()  # outside the handler, whose traceback holds the failed tensors

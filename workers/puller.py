@@ -290,6 +290,8 @@ class Puller:
 
     def _begin(self, engine: "DiffusionEngine", run: JobRun) -> None:
         run.precision = engine.precision
+        if not run.pictures:
+            run.is_exact = engine.is_exact and run.job.params.step_cache == 1
         with self._stopwatch.section(lambda section: run.add("encode", section)):
             run.denoising = engine.begin(run.job.params, len(run.pictures))
         run.prompts_cached += run.denoising.conditioning.is_cached
@@ -305,6 +307,9 @@ class Puller:
 
         for run, picture in zip(batch, pictures, strict=True):
             picture.is_watched = self._previews.wants(run)
+        if len(batch) > 1:
+            for run in batch:
+                run.is_exact = False
         is_whole = not any(picture.is_shallow for picture in pictures)
         with self._stopwatch.section(bill):
             is_fit = engine.step(pictures)

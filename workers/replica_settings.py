@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 from sdserve.limits import ResultBudget
 
@@ -18,3 +19,4 @@ class ReplicaSettings:
     stop_grace: timedelta  # how long a running job may go on once the replica is told to stop
     step_timeout: timedelta  # of one picture's step or decode on a GPU; then the replica hangs
     load_timeout: timedelta  # of loading without a word of progress
+    compile_cache: Path | None = None  # folder for what torch compiles; None: torch chooses

@@ -27,6 +27,7 @@ class JobRun:
     queue_seconds: float
     precision: str = ""  # of the engine that draws it
     is_compiled: bool = False  # a compiled network may have had a part in it
+    is_exact: bool = False  # so far its pictures are diffusers' own, bit for bit
     load_seconds: float
     denoising: "Denoising | None" = None  # the picture being drawn
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)  # each [H, W, 3]

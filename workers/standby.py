@@ -11,7 +11,6 @@ jobs have ended, or at once.
 """
 
 import fcntl
-import gc
 import json
 import logging
 import os
@@ -28,7 +27,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -38,12 +36,12 @@ from pydantic import TypeAdapter
 
 from sdserve.apps import AppSpec
 from sdserve.daemon import Daemon
+from workers.libraries import ENVIRONMENT, import_libraries
 from workers.puller import Puller
 from workers.replica_settings import ReplicaSettings
 
 log = logging.getLogger(__name__)
 
-_HERE = {"HF_HUB_OFFLINE": "1", "THP_MEM_ALLOC_ENABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _RAYLET = "RAY_RAYLET_PID"  # set by Ray in its workers
 _SOCKET, _RECORD = "socket", "process.json"
 _STARTED, _STOP, _TERMINATE = b"s", b"q", b"t"
@@ -143,7 +141,7 @@ def ensure_standby() -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **_HERE},
+                env={**os.environ, **ENVIRONMENT},
                 timeout=_START_LIMIT,
                 check=True,
             )
@@ -161,9 +159,7 @@ def main() -> int:
         return 0  # so that it is nobody's child: a Ray worker that ends kills its children
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are nobody's to wait for
-    import_module("workers.assembly")
-    gc.collect()
-    gc.freeze()  # the collector would write to pages that children share
+    import_libraries()
     log.info("ready")
     while raylet.is_running():
         ready, _, _ = select.select([server], [], [], _WATCH_INTERVAL)
@@ -183,7 +179,7 @@ def _run_child(connection: socket.socket) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         request = _receive(connection)
         os.environ.clear()
-        os.environ.update({**request["environment"], **_HERE})
+        os.environ.update({**request["environment"], **ENVIRONMENT})
         settings = _SETTINGS.validate_json(request["settings"])
         puller = Puller(AppSpec.from_json(request["spec"]), settings, born=request["born"])
 

@@ -74,6 +74,8 @@ class Startup:
                 threads=max(1, int(spec.num_cpus)),
                 precision=spec.precision,
                 compiles=spec.compiles,
+                exact=spec.exact,
+                compile_cache=self._settings.compile_cache,
                 on_phase=self._on_phase,
                 on_share=self._on_share,
             )

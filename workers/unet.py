@@ -107,7 +107,9 @@ class UNetDenoiser:
         pooled = [c.pooled for c in conditionings if c.pooled is not None]
         time_ids = [c.time_ids for c in conditionings if c.time_ids is not None]
         guidance = [c.guidance for c in conditionings if c.guidance is not None]
-        return (torch.cat(inputs), torch.cat(times)), {
+        # Contiguous: one order of strides, whatever the samplers made of the network's, so that a
+        # compiled network meets one kind of arguments.
+        return (torch.cat(inputs).contiguous(), torch.cat(times)), {
             "encoder_hidden_states": torch.cat([c.embeddings for c in conditionings]),
             "timestep_cond": torch.cat(guidance) if guidance else None,
             "added_cond_kwargs": (

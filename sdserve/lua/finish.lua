@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- End a running job, if the claim is still the caller's. Answers: finished, cancelled (the user
--- asked first: the result is dropped), lost (a late writer: nothing changes).
+-- asked first: the result is dropped), lost (a late writer: nothing changes), unstored (an image is
+-- not there: nothing changes). The images come in the same write, just before.
 -- KEYS job lease app load results (image)*
 -- ARGV id fence status meta_json job_ttl_s channel result_budget result_ttl_ms result_keep_ms
 --      spent_json fading (size seconds){0 or 3}
@@ -21,17 +22,27 @@ end
 local job, lease, app, load, results = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, fence = ARGV[1], ARGV[2]
 local held = redis.call('HMGET', job, 'status', 'attempt', 'cancel', 'ended_by')
--- A repeat of the same call whose reply was lost.
-if held[4] == fence then return held[1] == 'cancelled' and 'cancelled' or 'finished' end
-if held[1] ~= 'running' or held[2] ~= fence then
+local function drop_images()
   for i = 6, #KEYS do redis.call('DEL', KEYS[i]) end
+end
+-- A repeat of the same call whose reply was lost.
+if held[4] == fence then
+  if held[1] ~= 'cancelled' then return 'finished' end
+  drop_images()
+  return 'cancelled'
+end
+if held[1] ~= 'running' or held[2] ~= fence then
+  drop_images()
   return 'lost'
 end
 local status = held[3] and 'cancelled' or ARGV[3]
+for i = 6, #KEYS do
+  if status ~= 'cancelled' and redis.call('EXISTS', KEYS[i]) == 0 then return 'unstored' end
+end
 local now = server_ms()
 local used, more = cjson.decode(ARGV[10]), {'ended_by', fence}
 if status == 'cancelled' then
-  for i = 6, #KEYS do redis.call('DEL', KEYS[i]) end
+  drop_images()
 else
   more[3], more[4] = 'meta', ARGV[4]
   for i = 6, #KEYS do

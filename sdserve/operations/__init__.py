@@ -11,6 +11,8 @@ from sdserve.operations.apps import (
     PACE_FIELDS,
     Drain,
     ViewApp,
+    ViewOutlooks,
+    app_outlook,
     app_state,
 )
 from sdserve.operations.claims import (
@@ -82,9 +84,11 @@ __all__ = [
     "Turn",
     "ViewApp",
     "ViewJob",
+    "ViewOutlooks",
     "ViewPlaces",
     "ViewPreview",
     "Watch",
+    "app_outlook",
     "app_state",
     "job_of",
     "script_text",

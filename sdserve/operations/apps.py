@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from sdserve import keys
 from sdserve.apps import (
+    AppOutlook,
     AppSpec,
     AppState,
     AppStatus,
@@ -98,6 +99,42 @@ def app_of(reply: Any, *, before: str | None) -> AppStatus:
         wished=wish is not None and float(wish) > now,
         device=device or "GPU",
         backlog=_backlog(before, work) if before else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOutlooks(Operation[list[AppOutlook]]):
+    """What many apps can do, in one look: of a thousand nearly all are cold, which costs little."""
+
+    script: ClassVar[str] = "view_outlooks"
+    apps: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        return []
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [keys.QUEUE, keys.LEASE, keys.REPLICAS, keys.APP, *self.apps]
+
+    def read(self, reply: Any) -> list[AppOutlook]:
+        now, told = reply
+        outlooks = [AppOutlook()] * len(self.apps)
+        for number, live, work, broken in told:
+            replicas = [_presence(text, now) for text in live]
+            outlooks[number - 1] = app_outlook(replicas, work, broken.decode() if broken else None)
+        return outlooks
+
+
+def app_outlook(
+    replicas: Sequence[ReplicaPresence], work: int, broken_reason: str | None
+) -> AppOutlook:
+    """What an app with these live replicas and so many unfinished jobs can do."""
+    first = min(replicas, key=lambda told: told.id, default=None)
+    return AppOutlook(
+        state=app_state(replicas, work, broken=broken_reason is not None),
+        phase=first.phase if first else None,
+        broken_reason=broken_reason,
     )
 
 

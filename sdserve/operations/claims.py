@@ -108,11 +108,15 @@ class Ending(StrEnum):
     FINISHED = "finished"
     CANCELLED = "cancelled"  # the user cancelled first: the result was dropped
     LOST = "lost"  # a late writer: nothing changed
+    UNSTORED = "unstored"  # an image is not in the store: nothing changed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finish(Operation[Ending]):
-    """End a running job if the claim is still the caller's. Result blobs are stored before."""
+    """End a running job if the claim is still the caller's.
+
+    Its images are stored with the same call (`finish` of the stores).
+    """
 
     script: ClassVar[str] = "finish"
     app: str

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sdserve import keys
 from sdserve.apps import (
+    AppOutlook,
     AppSpec,
     AppState,
     AppStatus,
@@ -56,9 +56,11 @@ from sdserve.operations import (
     Turn,
     ViewApp,
     ViewJob,
+    ViewOutlooks,
     ViewPlaces,
     ViewPreview,
     Watch,
+    app_outlook,
     app_state,
 )
 from sdserve.pace import Pace, Work
@@ -190,6 +192,7 @@ class InMemoryJobStore:
             "watch": self._watch,
             "preview": self._show_preview,
             "view_app": self._view_app,
+            "view_outlooks": self._view_outlooks,
             "view_job": self._view_job,
             "look": self._look,
             "list_jobs": self._list_jobs,
@@ -356,13 +359,18 @@ class InMemoryJobStore:
     def _finish(self, op: Finish, now: float) -> Ending:
         record = self._alive(op.job_id, now)
         if record and record.finish and record.finish.fence == op.fence:  # its reply was lost
-            cancelled = record.status is JobStatus.CANCELLED
-            return Ending.CANCELLED if cancelled else Ending.FINISHED
+            if record.status is not JobStatus.CANCELLED:
+                return Ending.FINISHED
+            self._forget(op.result_keys)
+            return Ending.CANCELLED
         if record is None or not _holds(record, op.fence):
             self._forget(op.result_keys)
             return Ending.LOST
         app = self._apps[op.app]
         status = JobStatus.CANCELLED if record.is_cancelled else op.status
+        is_stored = all(self._is_kept(name, now) for name in op.result_keys)
+        if status is not JobStatus.CANCELLED and not is_stored:
+            return Ending.UNSTORED
         record.finish = op
         used = Usage(**asdict(op.spent))
         if status is JobStatus.CANCELLED:
@@ -371,11 +379,10 @@ class InMemoryJobStore:
             record.error = op.error
             used += Usage(images=len(op.result_keys))
             for name in op.result_keys:
-                if name in self._blobs:  # else the caller took longer than UNCLAIMED_RESULT_TTL
-                    blob, _ = self._blobs[name]
-                    self._blobs[name] = (blob, now + op.results.ttl.total_seconds())
-                    self._results[name] = (len(blob), now)
-                    used += Usage(result_bytes=len(blob))
+                blob, _ = self._blobs[name]
+                self._blobs[name] = (blob, now + op.results.ttl.total_seconds())
+                self._results[name] = (len(blob), now)
+                used += Usage(result_bytes=len(blob))
             self._make_room(op.results, now)
         app.leases.pop(op.job_id, None)
         if status is JobStatus.SUCCEEDED and op.measured:
@@ -383,6 +390,10 @@ class InMemoryJobStore:
         self._end(record, status, now, op.job_ttl, used)
         cancelled = status is JobStatus.CANCELLED
         return Ending.CANCELLED if cancelled else Ending.FINISHED
+
+    def _is_kept(self, name: str, now: float) -> bool:
+        blob = self._blobs.get(name)
+        return blob is not None and blob[1] > now
 
     def _release(self, op: Release, now: float) -> bool:
         record = self._alive(op.job_id, now)
@@ -474,6 +485,16 @@ class InMemoryJobStore:
             device=app.device,
             backlog=self._backlog(app, op.before, op.limit, now) if op.before else None,
         )
+
+    def _view_outlooks(self, op: ViewOutlooks, now: float) -> list[AppOutlook]:
+        return [
+            app_outlook(
+                app.live(now),
+                len(app.queue) + len(app.leases),
+                app.broken.message if app.broken else None,
+            )
+            for app in map(self._apps.__getitem__, op.apps)
+        ]
 
     def _backlog(self, app: _App, before: str, limit: int, now: float) -> Backlog:
         in_order = app.in_order()
@@ -694,20 +715,21 @@ class InMemoryJobStore:
     def app_status(self, app: str) -> AppStatus:
         return self.run(ViewApp(app=app))
 
-    def put_results(self, job_id: str, fence: int, blobs: Sequence[bytes]) -> list[str]:
-        """Store the images of one attempt, to be made visible by `Finish`. Returns their keys."""
-        names = [keys.result(job_id, fence, k) for k in range(len(blobs))]
+    def finish(self, finish: Finish, images: Sequence[bytes]) -> Ending:
+        """Store the images of an attempt and end its job."""
         with self._lock:
-            end = self._clock() + UNCLAIMED_RESULT_TTL.total_seconds()
-            self._blobs.update(zip(names, ((blob, end) for blob in blobs), strict=True))
-        return names
+            now = self._clock()
+            end = now + UNCLAIMED_RESULT_TTL.total_seconds()
+            for name, image in zip(finish.result_keys, images, strict=True):
+                if not self._is_kept(name, now):
+                    self._blobs[name] = image, end
+        return self.run(finish)
 
     def results(self, names: Sequence[str]) -> list[bytes | None]:
         """The images behind these keys; None for one that has expired."""
         with self._lock:
             now = self._clock()
-            found = [self._blobs.get(name) for name in names]
-        return [blob[0] if blob and blob[1] > now else None for blob in found]
+            return [self._blobs[name][0] if self._is_kept(name, now) else None for name in names]
 
     def wait_for_work(self, app: str, seconds: float) -> None:
         """Block until a job may be waiting, or for `seconds`."""

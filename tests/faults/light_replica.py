@@ -19,7 +19,7 @@ from sdserve.operations import Beat, Claim, JobProgress, Pulse, Reap
 from sdserve.store import RedisJobStore, connect
 from sdserve.usage import Spent
 from tests.faults.history import History, Struck
-from tests.values import JOB_TTL, METRICS, finish
+from tests.values import JOB_TTL, METRICS, finish, names_of
 
 Value = TypeVar("Value")
 
@@ -99,18 +99,19 @@ class LightReplica(threading.Thread):
                 return
             if pulse is Pulse.LOST and not freezes:
                 return
-        blobs = [draw(job.params)]
-        names = self._persist(lambda: self._store.put_results(job.id, job.fence, blobs))
-        self._finish(job, JobStatus.SUCCEEDED, names, steps=STEPS)
+        self._finish(job, JobStatus.SUCCEEDED, [draw(job.params)], steps=STEPS)
 
-    def _finish(self, job: ClaimedJob, status: JobStatus, names: list[str], *, steps: int) -> None:
+    def _finish(
+        self, job: ClaimedJob, status: JobStatus, images: list[bytes], *, steps: int
+    ) -> None:
         # Each attempt has a bill of its own: that of a zombie must not be counted.
         spent = Spent(steps=steps, gpu_ms=5 * steps, cpu_ms=job.fence, energy_mj=10**job.fence)
         operation = finish(
-            job.id, job.fence, status, app=self.app, metrics=METRICS, result_keys=names,
-            image_seeds=[job.params.seed] * len(names), spent=spent,
+            job.id, job.fence, status, app=self.app, metrics=METRICS,
+            result_keys=names_of(job, images), image_seeds=[job.params.seed] * len(images),
+            spent=spent,
         )  # fmt: skip
-        self._persist(lambda: self._store.run(operation))
+        self._persist(lambda: self._store.finish(operation, images))
 
     def _freeze(self) -> None:
         frozen = Struck(at=time.time(), kind="freeze replica", app=self.app, loses_replica=True)

@@ -105,7 +105,7 @@ def test_a_cancel_that_races_a_finish_has_one_winner(server: RedisProcess) -> No
     for round_ in range(300):
         job_id = store.run(submit(app=APP)).job_id
         (job,) = store.run(Claim(app=APP, replica="r", count=1, lease=LEASE))
-        names = store.put_results(job.id, job.fence, [b"image"])
+        names = [keys.result(job.id, job.fence, 0)]
         operation = finish(
             job.id, job.fence, JobStatus.SUCCEEDED, app=APP, metrics=METRICS, result_keys=names,
             image_seeds=[7],
@@ -121,7 +121,7 @@ def test_a_cancel_that_races_a_finish_has_one_winner(server: RedisProcess) -> No
         thread.start()
         start.wait(30)
         time.sleep(round_ % 3 * 0.0002)
-        ending = store.run(operation)
+        ending = store.finish(operation, [b"image"])
         thread.join()
         after = store.run(ViewJob(job_id=job_id))
         outcomes.add((answers[0], ending, after.status))

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from sdserve.apps import Precision
 from sdserve.checkpoints import inspect_checkpoint
+from sdserve.families import SCHEDULERS
 from sdserve.jobs import Job, JobStatus
 from sdserve.operations import ViewJob
 from sdserve.store import RedisJobStore
 from tests.judge import obeys
 from tests.values import params_for, replica_settings, spec, submit
 from tests.waiting import until
+from tools.plain_pipeline import load_plainly
 from workers.energy import EnergyQuality, Window, energy_of
 from workers.loading import load_engine
 from workers.metering import Meter
@@ -74,6 +77,48 @@ def test_a_gpu_draws_what_the_prompt_says_and_is_metered(name: str) -> None:
     assert reading.replica_gpu_memory_used_mb is not None
     assert reading.replica_gpu_memory_total_mb is not None
     assert reading.replica_gpu_memory_used_mb < reading.replica_gpu_memory_total_mb
+
+
+@pytest.mark.parametrize("name", ["tiny-shapes-sd15", "tiny-shapes-sdxl"])
+def test_an_exact_engine_draws_what_plain_diffusers_draws_on_this_gpu_and_another_nearly(
+    name: str,
+) -> None:
+    import diffusers
+    import numpy as np
+    import torch
+
+    path = DEMO_MODELS / f"{name}.safetensors"
+    checkpoint, _ = inspect_checkpoint(path)
+    params = params_for(path)
+    drawn = list[Any]()
+    for exact in (True, False):
+        engine = load_engine(
+            checkpoint,
+            device=DEVICE,
+            threads=1,
+            precision=Precision.FLOAT32,
+            exact=exact,
+            on_phase=lambda _: None,
+        )
+        assert engine.is_exact is exact
+        denoising = engine.begin(params, 0)
+        while not denoising.is_done:
+            engine.step([denoising])
+        drawn.append(engine.decode(denoising).astype(float))
+    plain: Any = load_plainly(path).to(DEVICE)
+    class_name, options = SCHEDULERS[params.scheduler]
+    scheduler: Any = getattr(diffusers, class_name)
+    plain.scheduler = scheduler.from_config(plain.scheduler.config, **options)
+    expected = plain(
+        params.prompt,
+        num_inference_steps=params.num_inference_steps,
+        guidance_scale=params.guidance_scale,
+        width=params.width,
+        height=params.height,
+        generator=torch.Generator().manual_seed(params.seed),
+    ).images[0]
+    assert (drawn[0] == np.asarray(expected)).all()
+    assert 10 * np.log10(255**2 / np.square(drawn[1] - drawn[0]).mean()) > 30
 
 
 def test_the_parts_of_jobs_that_share_steps_add_up_to_the_time_the_gpu_was_busy(

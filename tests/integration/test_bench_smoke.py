@@ -11,6 +11,7 @@ import api.codec
 import workers.finisher
 from api.edge import Edge
 from bench.smoke import GATES, Found, smoke
+from sdserve.async_store import AsyncJobStore
 from sdserve.generation import EncodedImage
 from sdserve.operations import Seen
 from workers.puller import Puller
@@ -28,6 +29,16 @@ def one_more_look(patch: pytest.MonkeyPatch) -> None:
         return await look(self, job_id)
 
     patch.setattr(Edge, "look", look_twice)
+
+
+def one_more_look_at_the_end(patch: pytest.MonkeyPatch) -> None:
+    look = AsyncJobStore.look_at_end
+
+    async def look_twice(self: AsyncJobStore, job_id: str) -> Seen:
+        await look(self, job_id)
+        return await look(self, job_id)
+
+    patch.setattr(AsyncJobStore, "look_at_end", look_twice)
 
 
 def base64_twice(patch: pytest.MonkeyPatch) -> None:
@@ -75,7 +86,7 @@ def encoding_in_the_engine(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("sabotage", "gate"),
     [
-        (one_more_look, "round trips of a warm request"),
+        (one_more_look_at_the_end, "round trips of a warm request"),
         (one_more_look, "round trips of a poll, queued"),
         (base64_twice, "base64 encodings of a warm request"),
         (one_more_thread, "threads of a replica"),

@@ -1,8 +1,11 @@
 """A network that is compiled while it serves."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -79,12 +82,6 @@ def test_what_cannot_be_compiled_stays_as_it_is_and_is_told_once(
 
 def test_shapes_are_compiled_up_to_a_bound() -> None:
     class Network(torch.nn.Module):
-        config: ClassVar[dict[str, Any]] = {}
-
-        @classmethod
-        def from_config(cls, _: object) -> "Network":
-            return cls()
-
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + 1
 
@@ -94,3 +91,39 @@ def test_shapes_are_compiled_up_to_a_bound() -> None:
             assert torch.equal(network(torch.ones(size, 2)), torch.full((size, 2), 2.0))
         network.wait()
     assert network.ready == MAX_KINDS
+
+
+_PROCESS = """
+import sys
+from pathlib import Path
+
+import torch
+
+from sdserve.checkpoints import inspect_checkpoint
+from workers.compiling import CompiledNetwork
+from workers.loading import load_engine
+
+checkpoint, _ = inspect_checkpoint(Path(sys.argv[1]))
+load_engine(
+    checkpoint, device="cpu", threads=1, compile_cache=Path(sys.argv[2]), on_phase=lambda _: None
+)
+network = CompiledNetwork(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU()))
+with torch.inference_mode():
+    network(torch.ones(2, 8))
+network.wait()
+assert network.ready == 1
+from torch._dynamo.utils import counters
+print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+def test_what_one_process_compiled_a_later_one_finds_on_disk(path: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", _PROCESS, str(path), str(tmp_path / "compiled")],
+            env=environment, capture_output=True, text=True, check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]  # fmt: skip
+    assert found == [["1", "0"], ["0", "1"]]

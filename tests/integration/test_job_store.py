@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from sdserve import keys, outbox
-from sdserve.apps import AppState, LoadPace, LoadProgress
+from sdserve.apps import AppOutlook, AppState, LoadPace, LoadProgress
 from sdserve.errors import JobExpiredError, JobNotFoundError
 from sdserve.job_list import ListJobs
 from sdserve.jobs import JobFailure, JobStatus, Preview, new_job_id
@@ -24,6 +24,7 @@ from sdserve.operations import (
     Release,
     TakeTurn,
     ViewApp,
+    ViewOutlooks,
     ViewPlaces,
     job_of,
 )
@@ -32,7 +33,7 @@ from sdserve.pace import Measured, Pace, Work
 from sdserve.testing import memory_outbox
 from sdserve.usage import Spent, Usage
 from tests.store_world import RUN_OUT, World
-from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, params, spec, submit
+from tests.values import APP, JOB_TTL, LEASE, METRICS, finish, names_of, params, spec, submit
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -404,15 +405,13 @@ def test_a_late_replica_cannot_change_a_result(world: World) -> None:
     second = world.claim()
     assert (second.id, second.fence) == (late.id, 2)
     assert world.beat(late) == [Pulse.LOST]
-    theirs = world.store.put_results(late.id, late.fence, [b"late"])
-    early = finish(late.id, 1, JobStatus.SUCCEEDED, result_keys=theirs, metrics=METRICS)
-    assert world.run(early) is Ending.LOST
+    assert world.succeed(late, [b"late"]) is Ending.LOST
     assert world.view(late.id).status is JobStatus.RUNNING
     assert world.succeed(second, [b"second"]) is Ending.FINISHED
     assert world.succeed(late, [b"late"]) is Ending.LOST
     done = world.view(late.id)
     assert world.images(done.result_keys) == [b"second"]
-    assert world.images(theirs) == [None]
+    assert world.images(names_of(late, [b"late"])) == [None]
 
 
 def test_a_late_result_does_not_end_a_job_that_waits_again(world: World) -> None:
@@ -640,6 +639,31 @@ def test_a_job_is_told_the_work_before_it(world: World) -> None:
     assert 0 <= running.seconds < 60
 
 
+def test_outlooks_tell_of_many_apps_what_a_view_tells_of_each(world: World) -> None:
+    def told() -> AppOutlook:
+        gone, outlook, other = world.run(ViewOutlooks(apps=("sd-gone", APP, "sd-other")))
+        assert gone == other == AppOutlook(state=AppState.COLD)
+        status = world.store.app_status(APP)
+        assert (outlook.state, outlook.phase) == (status.state, status.phase)
+        assert outlook.broken_reason == status.broken_reason
+        return outlook
+
+    assert world.run(ViewOutlooks(apps=())) == []
+    world.submit()
+    assert told().state is AppState.COLD  # with a job too
+    world.beat(replica="r2", phase="second")
+    world.beat(replica="r1", phase="first", state=AppState.LOADING)
+    assert (told().state, told().phase) == (AppState.BUSY, "first")
+    world.succeed(world.claim())
+    assert told().state is AppState.READY
+    world.run(Drain(app=APP, failure=FAILURE, job_ttl=JOB_TTL, broken=True))
+    assert (told().state, told().broken_reason) == (AppState.BROKEN, "no such file")
+    world.store.heal(APP)
+    for replica in ("r1", "r2"):
+        world.beat(replica=replica, lease=RUN_OUT)
+    assert told().state is AppState.COLD
+
+
 def test_a_look_shows_a_job_and_its_app_until_the_job_has_ended(world: World) -> None:
     first, second, third = [world.submit().job_id for _ in range(3)]
     for job_id, limit in ((first, 100), (third, 100), (third, 1)):
@@ -742,12 +766,22 @@ def test_a_cancelled_running_job_shows_no_result_later(world: World) -> None:
     job = world.claim()
     assert world.cancel(job.id) is JobStatus.RUNNING
     assert world.beat(job) == [Pulse.CANCEL]
-    names = world.store.put_results(job.id, job.fence, [b"png"])
-    operation = finish(job.id, 1, JobStatus.SUCCEEDED, result_keys=names, metrics=METRICS)
-    assert [world.run(operation), world.run(operation)] == [Ending.CANCELLED] * 2
+    assert [world.succeed(job), world.succeed(job)] == [Ending.CANCELLED] * 2
     done = world.view(job.id)
     assert (done.status, done.result_keys, done.metrics) == (JobStatus.CANCELLED, (), None)
-    assert world.images(names) == [None]
+    assert world.images(names_of(job, [b"png"])) == [None]
+
+
+def test_a_success_whose_images_are_not_there_changes_nothing(world: World) -> None:
+    world.submit()
+    job = world.claim()
+    names = names_of(job, [b"png"])
+    early = finish(job.id, job.fence, JobStatus.SUCCEEDED, result_keys=names, metrics=METRICS)
+    assert world.run(early) is Ending.UNSTORED
+    assert world.view(job.id).status is JobStatus.RUNNING
+    assert world.beat(job) == [Pulse.OK]
+    assert world.succeed(job) is Ending.FINISHED
+    assert world.images(names) == [b"png"]
 
 
 def test_a_cancelled_job_whose_replica_is_lost_is_not_run_again(world: World) -> None:

@@ -51,7 +51,8 @@ def test_a_full_server_takes_no_job_but_lets_those_it_has_end(redis: Redis) -> N
         with pytest.raises(StoreFullError):
             world.submit()
         with pytest.raises(StoreFullError):
-            world.store.put_results(done.id, done.fence, [b"png"])
+            world.succeed(done)
+        assert world.view(done.id).status is JobStatus.RUNNING
         assert world.beat(done)
         world.cancel(done.id)
         assert world.succeed(done, []).value == "cancelled"

@@ -68,6 +68,7 @@ from sdserve.operations import (
     Submitted,
     ViewApp,
     ViewJob,
+    ViewOutlooks,
     ViewPlaces,
     ViewPreview,
     Watch,
@@ -88,7 +89,7 @@ from sdserve.store import RedisJobStore
 from sdserve.testing import InMemoryJobStore
 from sdserve.usage import Spent
 from tests.batch_world import create, lines
-from tests.values import JOB_TTL, METRICS, params, submit
+from tests.values import JOB_TTL, METRICS, names_of, params, submit
 
 pytestmark = pytest.mark.integration
 
@@ -281,21 +282,19 @@ class Stores(RuleBasedStateMachine):
         images: list[bytes], spent: Spent, measured: Measured | None,
     ) -> None:  # fmt: skip
         app, job = claim
-        names, metrics, error = list[str](), None, None
+        metrics, error = None, None
         if status is JobStatus.SUCCEEDED:
-            names = self.real.put_results(job.id, job.fence, images)
-            assert names == self.model.put_results(job.id, job.fence, images)
             metrics = METRICS
         else:
-            error = JobFailure(code="internal_error", message="no")
+            images, error = [], JobFailure(code="internal_error", message="no")
         before: Any = self.redis.time()
-        self.both(
-            Finish(
-                app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
-                results=results, result_keys=names, image_seeds=list(range(len(names))),
-                metrics=metrics, error=error, spent=spent, measured=measured if metrics else None,
-            )
+        finish = Finish(
+            app=app, job_id=job.id, fence=job.fence, status=status, job_ttl=JOB_TTL,
+            results=results, result_keys=names_of(job, images),
+            image_seeds=list(range(len(images))), metrics=metrics, error=error, spent=spent,
+            measured=measured if metrics else None,
         )  # fmt: skip
+        assert self.real.finish(finish, images) == self.model.finish(finish, images)
         while self.redis.time() < (before[0], before[1] + 1000):
             pass  # so that the next result is younger: which of two goes first depends on it
 
@@ -387,6 +386,7 @@ class Stores(RuleBasedStateMachine):
     def looks_the_same(self) -> None:
         for app in APPS:
             self.both(ViewApp(app=app, before=END_OF_QUEUE))
+            self.both(ViewOutlooks(apps=(app, "sd-nobody")))
             ids = [job_id for job_id, of in self.ids.items() if of == app]
             self.both(ViewPlaces(app=app, job_ids=ids))
             assert self.real.load_failures(app) == self.model.load_failures(app)

@@ -158,3 +158,21 @@ def test_what_a_shallow_step_costs_is_not_taken_for_that_of_a_whole_one(
     (job,) = run(store, 1, step_cache=4)
     assert job.status is JobStatus.SUCCEEDED
     assert (len(engine.batches), len(learnt)) == (40, 10)
+
+
+def test_a_result_says_whether_its_pixels_are_those_of_plain_diffusers(
+    store: RedisJobStore, start: Start
+) -> None:
+    engine = start(flat)
+    engine.is_exact = True
+
+    def told(jobs: list[Job]) -> list[bool]:
+        return [job.metrics.exact for job in jobs if job.metrics]
+
+    assert told(run(store, 1, num_inference_steps=3)) == [True]
+    assert told(run(store, 1, num_inference_steps=3, step_cache=2)) == [False]
+    together = told(run(store, 6))
+    assert len(together) == 6
+    assert not all(together)  # some shared steps
+    engine.is_exact = False
+    assert told(run(store, 1, num_inference_steps=3)) == [False]

@@ -1,0 +1,1 @@
+"""The engine beside plain diffusers on a GPU: `python -m bench.gpu`, by itself and unattended."""

@@ -25,7 +25,12 @@ SYNC_WAIT = timedelta(seconds=60)
 MAX_HELD_REQUESTS = 5_000
 # One more would wait in Serve's proxy, so there is room for health checks, submissions, cancels.
 MAX_ONGOING_REQUESTS = MAX_HELD_REQUESTS + 500
-LIGHT = {"num_cpus": 0}  # the gateway waits for Redis nearly all of its time
+# The gateway waits for Redis nearly all of its time. Nothing in it blocks, so its requests need no
+# event loop beside Serve's own, and no two turns from thread to thread each.
+LIGHT: dict[str, Any] = {
+    "num_cpus": 0,
+    "runtime_env": {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -324,4 +324,5 @@ def _spent(refused: Submitted, operation: Submit) -> QuotaError:
 
 def _digest(body: GenerateRequest) -> str:
     """What tells two bodies under one Idempotency-Key apart: the fields sent, not their order."""
-    return hashlib.sha256(body.model_dump_json(exclude_unset=True).encode()).hexdigest()
+    sent = body.model_dump_json(exclude_unset=True).encode()
+    return hashlib.blake2b(sent, digest_size=16).hexdigest()

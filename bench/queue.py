@@ -135,7 +135,7 @@ def submission(*, key: str | None = None) -> Submit:
     job_id = new_job_id()
     return Submit(
         job_id=job_id, app=APP, model="sd_xl_base_1.0", params=PARAMS, queue_limit=10**9,
-        digest=job_id, client=CLIENT, limits=LIMITS, idempotency_key=key,
+        digest=job_id.replace("-", ""), client=CLIENT, limits=LIMITS, idempotency_key=key,
     )  # fmt: skip
 
 

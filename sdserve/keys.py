@@ -10,7 +10,7 @@ APP = PREFIX + "app:"  # hash per app: broken reason, counters, averages
 INDEX = PREFIX + "idx"  # zset: job id -> created, server milliseconds
 MINE = PREFIX + "mine:"  # zset per client: job id -> created, server milliseconds
 UNRUN = PREFIX + "unrun:"  # list per client: jobs that were cancelled before they ran, oldest first
-IDEMPOTENCY = PREFIX + "idem:"  # hash per app, client and key: job id, digest of the body
+IDEMPOTENCY = PREFIX + "idem:"  # string per app, client and key: job id, digest of the body
 RESULT = PREFIX + "res:"  # string `{job}:{fence}:{k}`: the bytes of image k
 LOAD = PREFIX + "load"  # hash: unfinished jobs (all, app:A, client:C), a client's queued jobs
 # (queued:C) and unfinished images (images:C), and bytes of results

@@ -16,9 +16,10 @@ local id, digest, priority, client = ARGV[1], ARGV[5], tonumber(ARGV[7]), ARGV[9
 local images = tonumber(ARGV[23])
 
 if idem ~= '' then
-  local known = redis.call('HMGET', idem, 'id', 'digest')
-  if known[1] then
-    return {known[2] == digest and 'duplicate' or 'conflict', known[1], 0}
+  local known = redis.call('GET', idem)
+  if known then
+    local of, as = known:match('^(%S+) (.*)$')
+    return {as == digest and 'duplicate' or 'conflict', of, 0}
   end
 end
 -- The line of a batch has its turn once: when the one before it was the app's last.
@@ -103,10 +104,7 @@ redis.call('ZADD', queue, score_of(start, priority), id)
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', mine, now, id)
 count_job(load, ARGV[2], client, 1, true, images)
-if idem ~= '' then
-  redis.call('HSET', idem, 'id', id, 'digest', digest)
-  redis.call('EXPIRE', idem, ARGV[6])
-end
+if idem ~= '' then redis.call('SET', idem, id .. ' ' .. digest, 'EX', ARGV[6]) end
 -- Only a hint that wakes a blocked replica: losing it costs one second, never a job.
 if redis.call('LLEN', wake) < 64 then
   redis.call('RPUSH', wake, id)

@@ -84,8 +84,8 @@ class Submit(Operation[Submitted]):
         app, idempotency = self.app, ""
         if self.idempotency_key is not None:
             # Hashed: a client's text never becomes part of a key.
-            name = hashlib.sha256(f"{self.client}:{self.idempotency_key}".encode()).hexdigest()
-            idempotency = f"{keys.IDEMPOTENCY}{app}:{name}"
+            name = f"{app}:{self.client}:{self.idempotency_key}".encode()
+            idempotency = keys.IDEMPOTENCY + hashlib.blake2b(name, digest_size=16).hexdigest()
         return [
             keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app,
             idempotency, keys.INDEX, keys.WAKE + app, keys.APP + app,

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.integration
 # Script -> what the mutation is called, a piece of the script, what a careless hand makes of it.
 MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
     "submit": [
-        ("no idempotency", "if known[1] then", "if false then"),
-        ("any body", "known[2] == digest and", "true and"),
-        ("forgets the key", "redis.call('HSET', idem, 'id', id, 'digest', digest)", ""),
+        ("no idempotency", "if known then", "if false then"),
+        ("any body", "as == digest and", "true and"),
+        ("forgets the key", "redis.call('SET', idem, id .. ' ' .. digest, 'EX', ARGV[6])", ""),
         ("repeats itself", "redis.call('EXISTS', job) == 1", "false"),
         ("into a broken app", "if broken then", "if false then"),
         ("no bound of the app", "waiting >= tonumber(ARGV[11])", "false"),

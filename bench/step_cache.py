@@ -2,6 +2,7 @@
 
     python -m bench.step_cache [--models FILE ...] [--side N] [--steps N] [--intervals 1 2 3 5]
         [--blocks 5] [--precision float32] [--threads 1] [--pictures FOLDER]
+    python -m bench.step_cache --count
 
 For each interval the seconds of the denoising of one picture, as a ratio to interval 1 (median of
 those within a block, and the range of all), the bytes that the picture keeps meanwhile, and the
@@ -9,22 +10,30 @@ PSNR of its pixels to the exact ones (of a random model that says nothing). Prin
 """
 
 import argparse
+import json
 import os
 import statistics
 import time
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.drawing import denoise, request
 from sdserve.apps import Precision
 from sdserve.checkpoints import inspect_checkpoint
+from sdserve.families import Family
 from workers.loading import load_engine
+from workers.step_cache import run_and_keep, run_shallow
 
 DEMO_MODELS = Path(__file__).parent.parent / "demo_models"
+DIFFUSERS: Any = diffusers  # its names are lazy, type checkers see none of them
 
 
 def compare(path: Path, options: Any) -> None:
@@ -62,6 +71,36 @@ def compare(path: Path, options: Any) -> None:
             Image.fromarray(pixels[interval]).save(options.pictures / f"{path.stem}-{interval}.png")
 
 
+def count() -> None:
+    """FLOP of a whole and of a shallow call with guidance, in published dimensions. No weights."""
+    print("| family | side | whole, TFLOP | shallow, TFLOP | shallow / whole |")
+    print("| --- " * 5 + "|")
+    for family, side, pooled in ((Family.SD1, 512, 0), (Family.SDXL, 1024, 1280)):
+        text = (files("workers") / "configs" / f"{family}.json").read_text("utf-8")
+        with torch.device("meta"):
+            unet: Any = DIFFUSERS.UNet2DConditionModel.from_config(json.loads(text)["unet"])
+            latents = torch.zeros(2, 4, side // 8, side // 8)
+            rest: dict[str, Any] = {
+                "encoder_hidden_states": torch.zeros(2, 77, unet.config.cross_attention_dim),
+                "timestep_cond": None,
+                "added_cond_kwargs": None,
+            }
+            if pooled:
+                added = {"text_embeds": torch.zeros(2, pooled), "time_ids": torch.zeros(2, 6)}
+                rest["added_cond_kwargs"] = added
+            time = torch.zeros(2)
+            with torch.no_grad():
+                with FlopCounterMode(display=False) as whole:
+                    _, deep = run_and_keep(unet, latents, time, **rest)
+                with FlopCounterMode(display=False) as shallow:
+                    run_shallow(unet, deep, latents, time, **rest)
+        flops = [counter.get_total_flops() for counter in (whole, shallow)]
+        print(
+            f"| {family} | {side} | {flops[0] / 1e12:.3f} | {flops[1] / 1e12:.3f} | "
+            f"{flops[1] / flops[0]:.3f} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--models", type=Path, nargs="+")
@@ -72,7 +111,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", type=Precision, default=Precision.AUTO)
     parser.add_argument("--pictures", type=Path, help="folder for PNGs")
+    parser.add_argument("--count", action="store_true", help="only count FLOP, of real sizes")
     options: Any = parser.parse_args()
+    if options.count:
+        count()
+        return
     print(f"Load average {os.getloadavg()[0]:.1f}:\n")
     print("| checkpoint | side | steps | interval | s | times as fast | MB kept | PSNR |")
     print("| --- " * 8 + "|")

@@ -26,7 +26,7 @@ class Work:
 
     steps: int  # over all pictures, as progress counts them
     # Of the network, over all pictures: some samplers call it more than once a step. With a step
-    # cache the whole calls alone: of a real model the others cost a few percent of one.
+    # cache the whole calls alone: of a real model another has 2 to 8 % of its arithmetic.
     calls: int
     rows: int  # in a call: 2 with guidance
     pixels: int  # of a picture

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import LoggingConfig
 
 from api import gateway
 from api.edge import EdgeSettings
@@ -40,6 +41,7 @@ class Surroundings:
     edge: EdgeSettings
     replica: ReplicaSettings
     http_processes: int
+    has_access_log: bool
 
     @classmethod
     def of(cls, settings: Settings, redis_url: str, *, is_key_required: bool) -> "Surroundings":
@@ -69,6 +71,7 @@ class Surroundings:
                 compile_cache=settings.state_dir.absolute() / "compiled",
             ),
             http_processes=settings.http_processes,
+            has_access_log=settings.access_log,
         )
 
 
@@ -112,6 +115,7 @@ def build_gateway(surroundings: Surroundings) -> Any:
         num_replicas=surroundings.http_processes,
         ray_actor_options=LIGHT,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        logging_config=LoggingConfig(enable_access_log=surroundings.has_access_log),
         health_check_period_s=1,
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=1,

@@ -86,6 +86,7 @@ class Settings(BaseSettings):
     http_port: int = Field(default=8000, ge=1, le=65535, validation_alias="SD_HTTP_PORT")
     proxy: Proxy = Field(default=Proxy.AUTO, validation_alias="SD_PROXY")
     http_processes: int = Field(default=2, ge=1, le=64, validation_alias="SD_HTTP_PROCESSES")
+    access_log: bool = Field(default=False, validation_alias="SD_ACCESS_LOG")
     models_dir: Path = Field(
         default=Path("/data/models/stablediffusion"), validation_alias="SD_MODELS_DIR"
     )

@@ -1,4 +1,4 @@
-"""Whether ours and plain diffusers draw the same, alone and together with another picture."""
+"""Whether ours (`--exact`) and plain diffusers draw the same, alone and with another picture."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from bench.gpu.subject import Subject
 
 
 def measure(subject: Subject) -> Findings:
-    engine, asked = subject.engine, subject.requests(2)
+    engine, asked = subject.load(subject.plan.precision, exact=True), subject.requests(2)
     expected: Any = np.asarray(subject.plain.draw(asked[0])).astype(int)
     differences = np.abs(draw(engine, asked[0]).astype(int) - expected)
     alone = [denoise(engine, one).latents.float() for one in asked]

@@ -70,13 +70,14 @@ class Subject:
     def engine(self) -> DiffusionEngine:
         return self.load(self.plan.precision)
 
-    def load(self, precision: Precision) -> DiffusionEngine:
-        """An engine of its own."""
+    def load(self, precision: Precision, *, exact: bool = False) -> DiffusionEngine:
+        """An engine of its own; as deployed by default, or `exact`."""
         return load_engine(
             self._inspected[0],
             device=self.plan.device,
             threads=self.plan.threads,
             precision=precision,
+            exact=exact,
             on_phase=lambda _: None,
         )
 

@@ -56,6 +56,11 @@ def _compiled(engine: DiffusionEngine, subject: Subject) -> None:
 # The first is what the others are compared with: a line each.
 VARIANTS = (
     Variant(name="as served", load=_as_planned),
+    Variant(
+        name="exact",
+        load=lambda subject: subject.load(subject.plan.precision, exact=True),
+        needs_gpu=True,  # on a CPU all are
+    ),
     Variant(name="float32", load=lambda subject: subject.load(Precision.FLOAT32)),
     Variant(name="bfloat16", load=lambda subject: subject.load(Precision.BFLOAT16)),
     Variant(

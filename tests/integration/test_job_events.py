@@ -13,11 +13,11 @@ from api.edge import Edge
 from api.job_events import JobEvents
 from api.viewers import Viewers
 from sdserve.errors import JobNotFoundError, StoreUnavailableError
-from sdserve.jobs import JobStatus
+from sdserve.jobs import JobStatus, new_job_id
 from sdserve.operations import Seen
 from sdserve.store import RedisJobStore
 from tests.http_app import edge_settings
-from tests.store_world import World
+from tests.store_world import RUN_OUT, World
 from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.integration
@@ -141,3 +141,36 @@ async def test_who_waits_for_a_job_that_vanishes_is_told(
         relay.forget()
         with pytest.raises(JobNotFoundError):
             await waiting
+
+
+async def test_an_end_that_comes_before_the_wait_for_it_is_not_missed(
+    redis_url: str, world: World
+) -> None:
+    edge, job_id = Edge(edge_settings(redis_url)), new_job_id()
+    async with edge.running(), asyncio.timeout(LIMIT):
+        with edge.expecting(job_id) as end:
+            world.submit(job_id=job_id)
+            world.cancel(job_id)
+            heard = await end
+            waited = await edge.wait(job_id, 10 * LIMIT, end)
+    assert heard is waited
+    assert waited.job.status is JobStatus.CANCELLED
+
+
+async def test_the_look_at_an_end_brings_the_images_whatever_the_attempt(
+    redis_url: str, world: World
+) -> None:
+    edge, images = Edge(edge_settings(redis_url)), [b"one", b"two"]
+    world.submit()
+    first = world.claim()
+    world.succeed(first, images)
+    world.submit()
+    world.claim(RUN_OUT)
+    world.reap()
+    second = world.claim()
+    world.succeed(second, images)
+    async with edge.running(), asyncio.timeout(LIMIT):
+        for job, comes_along in ((first, True), (second, False)):
+            seen = await edge.store.look_at_end(job.id)
+            assert seen.results == (tuple(images) if comes_along else None)
+            assert [image.data for image in await edge.images(seen)] == images

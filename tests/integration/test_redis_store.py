@@ -10,8 +10,8 @@ from sdserve.apps import AppState
 from sdserve.errors import StoreFullError, StoreUnavailableError
 from sdserve.jobs import JobFailure, JobStatus, Preview
 from sdserve.news import Change, read_news
-from sdserve.operations import Drain
-from sdserve.store import RedisJobStore, connect
+from sdserve.operations import Drain, Ending
+from sdserve.store import UNCLAIMED_RESULT_TTL, RedisJobStore, connect
 from tests.store_world import World
 from tests.values import APP, JOB_TTL, submit
 from tests.waiting import LIMIT
@@ -60,6 +60,16 @@ def test_a_full_server_takes_no_job_but_lets_those_it_has_end(redis: Redis) -> N
         redis.config_set("maxmemory", before["maxmemory"])
     assert world.view(done.id).status is JobStatus.CANCELLED
     assert world.view(lost.id).status is JobStatus.RUNNING
+
+
+def test_a_finish_that_is_sent_again_leaves_the_images_their_time(redis: Redis) -> None:
+    world = World(RedisJobStore(redis), redis)
+    world.submit()
+    job = world.claim()
+    assert [world.succeed(job), world.succeed(job)] == [Ending.FINISHED] * 2
+    (name,) = world.view(job.id).result_keys
+    ttl: Any = redis.ttl(name)
+    assert ttl > UNCLAIMED_RESULT_TTL.total_seconds()
 
 
 def test_nothing_is_left_when_all_has_ended(redis: Redis) -> None:

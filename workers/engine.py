@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -162,11 +163,8 @@ class DiffusionEngine:
             except OutOfMemoryError:
                 image = None
             if image is None:
-                vae.enable_tiling()
-                try:
+                with _tiles(vae, max(latents.shape[-2:]) // 2):
                     image = vae.decode(latents, return_dict=False)[0]
-                finally:
-                    vae.disable_tiling()
             image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float()
             return (image * 255).round().to(torch.uint8).cpu().numpy()
 
@@ -209,6 +207,23 @@ class DiffusionEngine:
         return getattr(diffusers, class_name).from_config(
             self._pipeline.scheduler.config, **options
         )
+
+
+@contextmanager
+def _tiles(vae: Any, side: int) -> Generator[None]:
+    """Have it decode tile by tile, of at most `side` latents.
+
+    Its own tiles are as large as the native picture, which it would not cut.
+    """
+    latents, pixels = vae.tile_latent_min_size, vae.tile_sample_min_size
+    side = min(side, latents)
+    vae.tile_latent_min_size, vae.tile_sample_min_size = side, side * pixels // latents
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+        vae.tile_latent_min_size, vae.tile_sample_min_size = latents, pixels
 
 
 def _foreseen(denoising: Denoising, output: Tensor) -> Tensor | None:

@@ -235,17 +235,21 @@ def test_a_batch_that_does_not_fit_goes_one_by_one(
 def test_a_picture_that_does_not_decode_at_once_is_decoded_in_tiles(
     path: Path, engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline: Any = vars(engine)["_pipeline"]
-    decode = pipeline.vae.decode
+    vae: Any = vars(engine)["_pipeline"].vae
+    sizes = vae.tile_latent_min_size, vae.tile_sample_min_size
+    forward, seen = vae.decoder.forward, list[int]()
 
-    def fits_tiles(*rest: Any, **options: Any) -> Any:
-        if not pipeline.vae.use_tiling:
+    def fits_half_a_side(latents: Any, *rest: Any, **options: Any) -> Any:
+        seen.append(latents.shape[-1])
+        if latents.shape[-1] > max(seen) // 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(*rest, **options)
+        return forward(latents, *rest, **options)
 
-    monkeypatch.setattr(pipeline.vae, "decode", fits_tiles)
+    monkeypatch.setattr(vae.decoder, "forward", fits_half_a_side)
     assert obeys(draw(engine, params_for(path)), PROMPT)
-    assert not pipeline.vae.use_tiling
+    assert len(seen) > 4  # the whole one, then tiles that overlap
+    assert not vae.use_tiling
+    assert (vae.tile_latent_min_size, vae.tile_sample_min_size) == sizes
 
 
 def test_loading_tells_its_phases_in_order(path: Path) -> None:

@@ -11,8 +11,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import ingress
 from api.edge import Edge
+from api.key_check import route_path, split_app
+from api.layers import ALIVE
 from api.problems import problem_of
-from sdserve.apps import AppSpec, is_app_name
+from sdserve.apps import AppSpec
 from sdserve.errors import StoreUnavailableError
 
 KEPT = 256  # apps whose routes are kept: 0.35 MB and 11 ms each
@@ -27,20 +29,23 @@ class Dispatch:
         self._kept = OrderedDict[str, tuple[AppSpec, FastAPI]]()  # the least recently asked first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            root = scope.get("root_path", "")
-            name = scope["path"].removeprefix(root)[1:].partition("/")[0]
-            if is_app_name(name):
-                try:
-                    spec = await self._edge.registry.find(name)
-                except StoreUnavailableError as error:
-                    await problem_of(error, Request(scope))(scope, receive, send)
-                    return
-                if spec is not None:
-                    scope = {**scope, "root_path": f"{root}/{name}"}
-                    await self._routes(spec)(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+        name, path = split_app(route_path(scope)) if scope["type"] == "http" else (None, "")
+        if name is None:
+            await self._app(scope, receive, send)
+            return
+        root = scope.get("root_path", "")
+        try:
+            spec = await self._edge.registry.find(name)
+        except StoreUnavailableError as error:
+            if path == ALIVE:  # this process is, whatever Redis is
+                await self._app({**scope, "path": f"{root}{path}"}, receive, send)
+            else:
+                await problem_of(error, Request(scope))(scope, receive, send)
+            return
+        if spec is None:
+            await self._app(scope, receive, send)
+        else:
+            await self._routes(spec)({**scope, "root_path": f"{root}/{name}"}, receive, send)
 
     def _routes(self, spec: AppSpec) -> FastAPI:
         known = self._kept.get(spec.name)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from redis.exceptions import RedisError
 from starlette.types import Receive
 
 from api.caller import Caller, Callers
@@ -69,9 +68,7 @@ class Edge:
         self.held = HeldRequests(most=settings.max_held, most_of_client=settings.max_held_per_key)
         self.viewers = Viewers(self.store)
         self.registry = Registry(self.store)
-        self._events = JobEvents(
-            settings.redis_url, self.store.look_at_end, self.viewers, self.registry
-        )
+        self._events = JobEvents(settings.redis_url, self.store, self.viewers, self.registry)
         self._stopped = False
         self._chores = set[asyncio.Task[None]]()  # what outlives its request
 
@@ -206,14 +203,30 @@ class Edge:
         return EncodedImage(data=blobs[0], media_type=media_type, seed=job.image_seeds[number])
 
     async def _look_after(self) -> None:
-        """Take leases back: replicas do it too, but an app may have none left, or be deleted."""
+        """See what is deployed, should nobody say; and take leases back.
+
+        Replicas do that too, but an app may have none left, or be deleted.
+        """
         while not self._stopped:
             await asyncio.sleep(LOOK_INTERVAL)
             try:
                 await self.registry.refresh()
-                for app in await self.store.unfinished():
-                    reaped = await self.store.run(Reap(app=app, job_ttl=self.settings.job_ttl))
-                    if reaped.requeued or reaped.ended:
-                        log.warning("%s: leases ran out: %s", app, reaped)
-            except (StoreUnavailableError, RedisError) as error:
+                apps = await self.store.unfinished()
+            except StoreUnavailableError as error:
                 log.warning("no looking after jobs now: %s", error)
+            except Exception:  # the next time comes
+                log.exception("no looking after jobs now")
+            else:
+                for app in apps:
+                    await self._reap(app)
+
+    async def _reap(self, app: str) -> None:
+        try:
+            reaped = await self.store.run(Reap(app=app, job_ttl=self.settings.job_ttl))
+        except StoreUnavailableError as error:
+            log.warning("%s: leases are not looked at now: %s", app, error)
+        except Exception:  # the others' have their turn
+            log.exception("%s: leases are not looked at", app)
+        else:
+            if reaped.requeued or reaped.ended:
+                log.warning("%s: leases ran out: %s", app, reaped)

@@ -10,7 +10,7 @@ from api.caller import KnownCaller
 from api.dispatch import Dispatch
 from api.edge import Edge, EdgeSettings
 from api.job_routes import JobRoutes
-from api.layers import HEALTH, add_layers
+from api.layers import ALIVE, HEALTH, add_checks, add_layers
 from api.openapi import Api
 from api.schemas import GatewayHealth, ModelBody, ModelList, ProcessAlive
 from api.usage_routes import UsageRoutes
@@ -35,6 +35,7 @@ def create_app(settings: EdgeSettings) -> FastAPI:
     jobs = JobRoutes(edge)
     add_layers(app, edge, jobs, streaming=[batch_routes.ROUTE])
     app.add_middleware(Dispatch, edge=edge)  # before the layers: an app has its own
+    add_checks(app, edge)
     app.include_router(jobs.router())
     app.include_router(batch_routes.BatchRoutes(edge).router())
     app.include_router(UsageRoutes(edge.store).router())
@@ -54,14 +55,14 @@ def create_app(settings: EdgeSettings) -> FastAPI:
         """200 when the job store answers."""
         return GatewayHealth(apps=await edge.store.count_apps())
 
-    @app.get(f"{HEALTH}/live", tags=["health"])
+    @app.get(ALIVE, tags=["health"])
     async def live() -> ProcessAlive:
         """This process answers (liveness probe)."""
         return ProcessAlive()
 
     @app.post("/{name}/v1/generate", include_in_schema=False)
     async def unknown_app(name: str, _caller: KnownCaller) -> None:
-        """Only requests to apps that are not deployed end here: apps have longer routes."""
+        """Only requests to apps that are not deployed end here: others go to theirs."""
         raise AppNotFoundError(name, list(await edge.store.apps()))
 
     return app

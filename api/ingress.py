@@ -21,7 +21,7 @@ from api.estimate import full_queue_retry_after, full_server_retry_after, retry_
 from api.hang_up import CLIENT_GONE, ClientGoneError, unless_gone
 from api.job_events import End
 from api.job_routes import JobRoutes
-from api.layers import HEALTH, add_layers
+from api.layers import ALIVE, HEALTH, add_layers
 from api.openapi import (
     IMAGES,
     JOB_ID,
@@ -130,7 +130,7 @@ def create_app(spec: AppSpec, edge: Edge) -> FastAPI:
     shown_key = problem_responses(401)
     app.get(HEALTH, tags=["health"], responses=shown_key)(front.health)
     app.get(f"{HEALTH}/ready", tags=["health"], responses=shown_key)(front.ready)
-    app.get(f"{HEALTH}/live", tags=["health"])(front.live)
+    app.get(ALIVE, tags=["health"])(front.live)
     app.get("/v1/models", tags=["models"])(front.models)
     app.include_router(jobs.router())
     return app

@@ -6,7 +6,7 @@ Waiting costs Redis nothing: no connection and no polling of one's own.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Coroutine, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,33 +17,37 @@ from redis.exceptions import (
 )
 
 from api.registry import Registry
-from api.viewers import AWAY, Viewers
+from api.viewers import AWAY, Viewers, in_parts
 from sdserve import keys
-from sdserve.async_store import connect_async
-from sdserve.errors import JobExpiredError, JobNotFoundError, StoreUnavailableError
+from sdserve.async_store import AsyncJobStore, connect_async
+from sdserve.errors import SdServeError, StoreUnavailableError
+from sdserve.jobs import Job
 from sdserve.news import Change, read_news
-from sdserve.operations import Seen
+from sdserve.operations import Look, Seen, ViewJob
 
 log = logging.getLogger(__name__)
 
 SILENCE = 1.0  # seconds after which Redis is asked whether it is there, and again until it is not
 RETRY_INTERVAL = 0.5  # seconds
 PATIENCE = 10.0  # seconds that a Redis may be away before those who wait are told
+PICTURES = 4  # ends whose pictures are fetched at once: requests need connections too
 
-Looking = Callable[[str], Awaitable[Seen]]
 End = asyncio.Future[Seen | None]  # of a job; None: whoever waits is to look himself
 
 
 class JobEvents:
     """Wakes whoever waits for the end of a job, tells the viewers and the registry what is new."""
 
-    def __init__(self, redis_url: str, look: Looking, viewers: Viewers, registry: Registry) -> None:
+    def __init__(
+        self, redis_url: str, store: AsyncJobStore, viewers: Viewers, registry: Registry
+    ) -> None:
         self._redis_url = redis_url
-        self._look = look
+        self._store = store
         self._viewers = viewers
         self._registry = registry
         self._waiting: defaultdict[str, set[End]] = defaultdict(set)
         self._telling = set[asyncio.Task[None]]()
+        self._fetching = asyncio.Semaphore(PICTURES)
         self._stopped = False
         self._heard = 0.0  # when Redis was there, by the loop's clock
 
@@ -66,14 +70,18 @@ class JobEvents:
         """
         # Before the look: an end between the two would be missed otherwise.
         with self.expecting(job_id) as end:
-            seen = await self._look(job_id)
-            return seen if seen.job.status.is_final else await self.outcome(job_id, end, seconds)
+            seen = await self._store.run(Look(job_id=job_id))
+            if seen.job.status.is_final or seconds <= 0:
+                return seen
+            return await self.outcome(job_id, end, seconds)
 
     async def outcome(self, job_id: str, end: End, seconds: float) -> Seen:
         """As `wait`, of a job whose end was expected from before it could come."""
+        now = asyncio.get_running_loop().time
+        until = now() + seconds
         await asyncio.wait({end}, timeout=seconds)
         ended = end.result() if end.done() else None
-        return ended or await self._look(job_id)
+        return ended or await self.wait(job_id, until - now())
 
     async def listen(self) -> None:
         """Follow the events until `stop`, over restarts of Redis and dead connections."""
@@ -85,8 +93,13 @@ class JobEvents:
                 try:
                     async with redis.pubsub() as events:
                         await self._follow(events)
-                except (RedisError, OSError, StoreUnavailableError) as error:
-                    log.warning("job events interrupted (%s): listening again soon", error)
+                except Exception as error:
+                    # Without this task nobody would be woken: whatever it was, listen again.
+                    is_away = isinstance(error, RedisError | OSError | StoreUnavailableError)
+                    log.warning(
+                        "job events interrupted (%s): listening again soon", error,
+                        exc_info=not is_away,
+                    )  # fmt: skip
                     self._viewers.tell(AWAY)
                     self._registry.lose()
                     if clock() - self._heard > PATIENCE:
@@ -121,36 +134,54 @@ class JobEvents:
                 # What happened before this moment was told to nobody.
                 self._viewers.look_again()
                 self._registry.follow()
-                for job_id in self._waiting:
-                    self._tell_soon(job_id)
+                self._soon(self._look_again(tuple(self._waiting)))
             elif message["type"] == "pmessage":
                 news = read_news(message["channel"], message["data"])
                 self._viewers.hear(news)
-                if news.change is Change.ENDED:
-                    self._tell_soon(news.job_id)
+                if news.change is Change.ENDED and news.job_id in self._waiting:
+                    self._soon(self._tell(news.job_id))
                 elif news.change is Change.DEPLOYED:
                     self._registry.forget(news.app)
 
-    def _tell_soon(self, job_id: str) -> None:
-        """One look for all who wait for this job; meanwhile others are heard of."""
-        if job_id in self._waiting:
-            task = asyncio.create_task(self._tell(job_id))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+    def _soon(self, telling: Coroutine[None, None, None]) -> None:
+        """Look in a task of its own; meanwhile others are heard of."""
+        task = asyncio.create_task(telling)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _look_again(self, job_ids: Iterable[str]) -> None:
+        """See which of these jobs ended while nobody listened."""
+        for part in in_parts(job_ids):
+            looks = [ViewJob(job_id=job_id) for job_id in part]
+            while True:
+                try:
+                    found = await self._store.run_all(looks)
+                    break
+                except StoreUnavailableError as error:
+                    log.warning("jobs may have ended: looking again soon (%s)", error)
+                    await asyncio.sleep(RETRY_INTERVAL)
+            for job_id, job in zip(part, found, strict=True):
+                if not isinstance(job, Job):  # gone; or on its way into the store
+                    self._wake(job_id, None)
+                elif job.status.is_final:
+                    self._soon(self._tell(job_id))
 
     async def _tell(self, job_id: str) -> None:
+        """One look for all who wait for this job, which has ended."""
+        seen: Seen | None = None  # as it stays where the job is gone already
         while job_id in self._waiting:
             try:
-                seen = await self._look(job_id)
-            except (JobNotFoundError, JobExpiredError):
-                self._wake(job_id, None)
+                async with self._fetching:
+                    seen = await self._store.look_at_end(job_id)
             except StoreUnavailableError as error:
-                log.warning("%s may have ended: looking again soon (%s)", job_id, error)
+                log.warning("%s has ended: looking again soon (%s)", job_id, error)
                 await asyncio.sleep(RETRY_INTERVAL)
                 continue
-            else:
-                if seen.job.status.is_final:
-                    self._wake(job_id, seen)
+            except SdServeError:
+                pass
+            except Exception:
+                log.exception("%s has ended, and could not be looked at", job_id)
+            self._wake(job_id, seen)
             return
 
     def _wake(self, job_id: str, seen: Seen | None) -> None:

@@ -223,11 +223,11 @@ class Viewers:
         queues, self._queues = self._queues, set()
         for app in queues:
             await self._look_at_queue(app)
-        for some in _batches(jobs):
+        for some in in_parts(jobs):
             await self._look_at_jobs(some)
-        for some in _batches(previews):
+        for some in in_parts(previews):
             await self._look_at_previews(some)
-        for some in _batches(wishes & self._watched.keys()):
+        for some in in_parts(wishes & self._watched.keys()):
             outcomes = await self._store.run_all([Watch(job_id=each, span=WISH) for each in some])
             for refusal in outcomes:
                 if isinstance(refusal, SdServeError):  # a full store: the jobs go on, unseen
@@ -254,7 +254,7 @@ class Viewers:
 
     async def _look_at_queue(self, app: str) -> None:
         """Its jobs themselves have not changed: only their places, and what the app is doing."""
-        parts = list(_batches(self._queued[app]))
+        parts = list(in_parts(self._queued[app]))
         looks: list[Operation[Any]] = [ViewApp(app=app, before=END_OF_QUEUE)]
         looks += [ViewPlaces(app=app, job_ids=part) for part in parts]
         status, *places = await self._store.run_all(looks)
@@ -337,7 +337,7 @@ class Viewers:
                 self._due.set()
 
 
-def _batches(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
+def in_parts(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Parts that do not make others wait for long: neither Redis nor this process."""
     rest = iter(list(ids))
     while part := tuple(islice(rest, BATCH)):

@@ -33,8 +33,14 @@ class News:
 
 
 def read_news(channel: bytes, text: bytes) -> News:
-    """The message that a script has published."""
+    """The message that a script has published.
+
+    A word that a later version says means at least that something looks different.
+    """
     app = channel.decode().removeprefix(keys.CHANNEL)
     job_id, _, word = text.decode().partition(" ")
-    change = Change(word) if word else Change.JOB if job_id else Change.APP
+    change = _WORDS.get(word, Change.JOB if job_id else Change.APP)
     return News(app=app, job_id=job_id, change=change)
+
+
+_WORDS = {change.value: change for change in Change}

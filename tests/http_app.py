@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from api import ingress
 from api.edge import Edge, EdgeSettings
+from api.layers import add_checks
 from sdserve.apps import AppSpec
 from tests.values import JOB_TTL
 from tests.waiting import LIMIT, until
@@ -35,6 +36,7 @@ def one_app(spec: AppSpec, settings: EdgeSettings) -> FastAPI:
     """The routes of one app at the root, as the gateway serves them under its name."""
     edge = Edge(settings)
     app = ingress.create_app(spec, edge)
+    add_checks(app, edge)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:

@@ -11,13 +11,15 @@ from redis import Redis
 from api import job_events
 from api.edge import Edge
 from api.job_events import JobEvents
-from api.viewers import Viewers
+from sdserve import keys
 from sdserve.errors import JobNotFoundError, StoreUnavailableError
 from sdserve.jobs import JobStatus, new_job_id
 from sdserve.operations import Seen
 from sdserve.store import RedisJobStore
 from tests.http_app import edge_settings
+from tests.looked_at import LookedAtStore
 from tests.store_world import RUN_OUT, World
+from tests.values import APP
 from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.integration
@@ -76,15 +78,14 @@ class Waiter:
 
     def __init__(self, redis_url: str, events_url: str, job_id: str) -> None:
         self._edge = Edge(edge_settings(redis_url))
-        self._events = JobEvents(
-            events_url, self._look, Viewers(self._edge.store), self._edge.registry
-        )
+        self._store = LookedAtStore(redis_url)
+        self._looks = self._store.looks
+        self._events = JobEvents(events_url, self._store, self._edge.viewers, self._edge.registry)
         self._job_id = job_id
-        self._looks = asyncio.Queue[None]()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator["asyncio.Task[Seen]"]:
-        async with self._edge.running(), asyncio.timeout(LIMIT):
+        async with self._store, self._edge.running(), asyncio.timeout(LIMIT):
             waiting = asyncio.create_task(self._events.wait(self._job_id, 10 * LIMIT))
             await self._looks.get()  # its own
             listening = asyncio.create_task(self._events.listen())
@@ -93,12 +94,6 @@ class Waiter:
             self._events.stop()
             listening.cancel()
             await asyncio.wait([listening])
-
-    async def _look(self, job_id: str) -> Seen:
-        try:
-            return await self._edge.look(job_id)
-        finally:
-            self._looks.put_nowait(None)
 
 
 @pytest.fixture
@@ -155,6 +150,38 @@ async def test_an_end_that_comes_before_the_wait_for_it_is_not_missed(
             waited = await edge.wait(job_id, 10 * LIMIT, end)
     assert heard is waited
     assert waited.job.status is JobStatus.CANCELLED
+
+
+async def test_a_job_expected_before_it_exists_is_waited_for_also_over_a_new_subscription(
+    redis_url: str, world: World
+) -> None:
+    edge, job_id = Edge(edge_settings(redis_url)), new_job_id()
+    store = LookedAtStore(redis_url)
+    events = JobEvents(redis_url, store, edge.viewers, edge.registry)
+    async with store, edge.running(), asyncio.timeout(LIMIT), asyncio.TaskGroup() as tasks:
+        with events.expecting(job_id) as end:
+            listening = tasks.create_task(events.listen())
+            assert isinstance(await store.looks.get(), JobNotFoundError)  # of the subscription
+            await end
+            world.submit(job_id=job_id)
+            waiting = tasks.create_task(events.outcome(job_id, end, 10 * LIMIT))
+            assert (await store.looks.get()).job.status is JobStatus.QUEUED
+            world.cancel(job_id)
+            assert (await waiting).job.status is JobStatus.CANCELLED
+        events.stop()
+        listening.cancel()
+
+
+async def test_a_message_that_a_later_version_sends_ends_no_listening(
+    redis_url: str, redis: Redis, world: World
+) -> None:
+    job_id = world.submit().job_id
+    relay = Relay(redis_url)
+    async with relay.running() as url, Waiter(redis_url, url, job_id).running() as waiting:
+        redis.publish(keys.CHANNEL + APP, f"{job_id} painted")
+        redis.publish(keys.CHANNEL + APP, " painted")
+        world.cancel(job_id)
+        assert (await waiting).job.status is JobStatus.CANCELLED
 
 
 async def test_the_look_at_an_end_brings_the_images_whatever_the_attempt(

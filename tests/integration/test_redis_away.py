@@ -18,12 +18,13 @@ from api.job_events import JobEvents
 from sdserve.daemon import Daemon
 from sdserve.errors import StoreUnavailableError
 from sdserve.jobs import JobStatus
-from sdserve.operations import Ending, Seen
+from sdserve.operations import Ending
 from sdserve.redis_server import ensure_redis, stop_redis
 from sdserve.settings import Settings
 from sdserve.store import RedisJobStore, connect
 from tests.event_client import EventClient
 from tests.http_app import PROMPT, HttpApp, answer, edge_settings, one_app
+from tests.looked_at import LookedAtStore
 from tests.store_world import World
 from tests.values import APP, spec
 from tests.waiting import LIMIT, until
@@ -125,6 +126,16 @@ def test_every_route_says_so_within_a_second_and_heals(
     until(lambda: app.http.get("/v1/health").status_code == 200)
 
 
+def test_nobody_learns_of_an_app_what_the_gateway_would_not_tell(own_redis: OwnRedis) -> None:
+    """Who asks is checked before the app is looked up, which needs Redis."""
+    settings = edge_settings(own_redis.url, is_key_required=True)
+    with HttpApp(gateway.create_app(settings)) as app:
+        own_redis.kill()
+        assert app.http.get(f"/{APP}/v1/models").status_code == 401
+        assert app.http.get(f"/{APP}/v1/health").status_code == 503
+        assert app.http.get(f"/{APP}/v1/health/live").json() == {"status": "alive"}
+
+
 def test_many_at_once_wait_no_longer_than_one(app: HttpApp, own_redis: OwnRedis) -> None:
     assert app.http.get("/v1/health").status_code == 200
     own_redis.freeze()
@@ -149,18 +160,12 @@ async def test_who_waits_already_waits_on_and_gets_the_result(
     world = own_redis.world
     job_id = world.submit().job_id
     edge = Edge(edge_settings(own_redis.url))
-    looks = asyncio.Queue[JobStatus]()
-
-    async def look(job_id: str) -> Seen:
-        seen = await edge.look(job_id)
-        looks.put_nowait(seen.job.status)
-        return seen
-
-    events = JobEvents(own_redis.url, look, edge.viewers, edge.registry)
-    async with edge.running(), asyncio.timeout(LIMIT), asyncio.TaskGroup() as tasks:
+    store = LookedAtStore(own_redis.url)
+    events = JobEvents(own_redis.url, store, edge.viewers, edge.registry)
+    async with store, edge.running(), asyncio.timeout(LIMIT), asyncio.TaskGroup() as tasks:
         listening = tasks.create_task(events.listen())
         waiting = tasks.create_task(events.wait(job_id, 10 * LIMIT))
-        assert await looks.get() is JobStatus.QUEUED
+        assert (await store.looks.get()).job.status is JobStatus.QUEUED
         await asyncio.to_thread(getattr(own_redis, how))
         with pytest.raises(StoreUnavailableError):
             await edge.look(job_id)

@@ -159,7 +159,7 @@ def test_while_redis_is_away_nobody_is_let_in(redis_url: str) -> None:
 
 def test_a_refused_webhook_tells_what_is_left(redis_url: str, world: World) -> None:
     limits = Limits(client=Quotas(jobs=2), webhooks=0)
-    targets = WebhookTargets.parse("127.0.0.1:443")
+    targets = WebhookTargets.parse("127.0.0.1")
     settings = edge_settings(redis_url, limits=limits, webhooks=targets)
     body = PROMPT | {"webhook": "https://127.0.0.1/told"}
     with HttpApp(one_app(spec(), settings)) as app:

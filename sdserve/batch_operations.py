@@ -1,6 +1,5 @@
 """The operations on batches as typed values; what a line's job does to its batch is in Submit."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -105,7 +104,7 @@ class CreateBatch(Operation[Created]):
     def keys(self) -> list[str]:
         idempotency = ""
         if self.idempotency_key is not None:
-            name = hashlib.sha256(f"{self.client}:{self.idempotency_key}".encode()).hexdigest()
+            name = keys.hashed(self.client, self.idempotency_key)
             idempotency = f"{keys.IDEMPOTENCY}batches:{name}"
         parts = [_lines_key(self.batch_id, part) for part in range(self.parts)]
         return [

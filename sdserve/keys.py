@@ -1,4 +1,6 @@
-"""The names of all Redis keys. Everything of ours begins with `sd:` (RQ's keys: `rq:`)."""
+"""The names of all Redis keys. Everything of ours begins with `sd:` (RQ's keys: `sd:rq`)."""
+
+import hashlib
 
 PREFIX = "sd:"
 JOB = PREFIX + "job:"  # hash, one per job; no TTL until final
@@ -41,3 +43,8 @@ CHORE = PREFIX + "chore:"  # string per periodic chore: exists until its next tu
 
 def result(job_id: str, fence: int, image: int) -> str:
     return f"{RESULT}{job_id}:{fence}:{image}"
+
+
+def hashed(*parts: str) -> str:
+    """What a key has in place of a client's text, which never becomes part of one."""
+    return hashlib.blake2b(":".join(parts).encode(), digest_size=16).hexdigest()

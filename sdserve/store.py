@@ -128,8 +128,11 @@ class RedisJobStore:
                 redis.script_load(text)
                 return redis.evalsha(*call)
         except BaseException:
-            # A reply may be on its way still: the pool looks before it gives the connection out.
+            # A reply may be on its way still, and the pool sees only one that has arrived: the next
+            # command would take it for its own.
             own.redis = None
+            if redis.connection is not None:
+                redis.connection.disconnect()
             redis.close()
             raise
 
@@ -149,15 +152,15 @@ class RedisJobStore:
                 # Not over itself: sent again after a lost reply it would expire too soon.
                 pipe.set(name, image, ex=UNCLAIMED_RESULT_TTL, nx=True)
             pipe.evalsha(digest, len(names), *names, *finish.arguments)
-            replies: list[Any] = pipe.execute(raise_on_error=False)
-            for reply in replies[:-1]:
-                if isinstance(reply, Exception):
-                    raise reply
-            if isinstance(replies[-1], NoScriptError):
-                return self.run(finish)
-            if isinstance(replies[-1], Exception):
-                raise replies[-1]
-        return finish.read(replies[-1])
+            *stored, reply = pipe.execute(raise_on_error=False)
+            if isinstance(reply, NoScriptError):
+                reply = self._call(finish)
+            # Of an attempt that needs no images any more it does not matter that they had no room.
+            if isinstance(reply, Exception) or finish.read(reply) is Ending.UNSTORED:
+                for each in (*stored, reply):
+                    if isinstance(each, Exception):
+                        raise each
+        return finish.read(reply)
 
     def wait_for_work(self, app: str, seconds: float) -> None:
         """Block until a job may be waiting, or for `seconds` (less than the reply time-out)."""

@@ -42,7 +42,7 @@ while #claimed < tonumber(ARGV[3]) do
       end
       local attempt = facts[7] + 1
       redis.call('HSET', job, 'status', 'running', 'owner', ARGV[2], 'started', now, 'told', now,
-        'step', 0, 'phase', 'starting', 'attempt', attempt, 'version', facts[8] + 1)
+        'step', 0, 'phase', 'starting', 'attempt', attempt, 'version', (facts[8] or 0) + 1)
       redis.call('ZADD', lease, now + tonumber(ARGV[4]), id)
       announce(id, ARGV[5])
       add(load, {'queued:' .. facts[3], -1})

@@ -1,7 +1,7 @@
--- Put before every script, after its first line (operations/operation.py): the server's clock, what those who
--- watch are told, what a look at a job and at an app finds, the counts of unfinished jobs, the outbox
--- of webhooks, the one way a job ends, its line in a batch, and the room for results. The names of the
--- keys that it makes itself (HOOK, PREVIEW, ...) come from keys.py.
+-- Put before every script, after its first line (operations/operation.py): the server's clock, what
+-- those who watch are told, what a look at a job and at an app finds, the counts of unfinished jobs,
+-- the outbox of webhooks, the one way a job ends, its line in a batch, and the room for results. The
+-- names of the keys that it makes itself (HOOK, PREVIEW, ...) come from keys.py.
 
 local function server_ms()
   local time = redis.call('TIME')
@@ -24,13 +24,21 @@ local function tell_app(channel)
   redis.call('PUBLISH', channel, '')
 end
 
+-- A hash as HGETALL gives it, by its fields.
+local function fields_of(flat)
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+
 -- A job at one moment: {'found', its fields, its place in the queue}. One whose record is gone but
--- whose id is still in the index has expired.
+-- whose id is still in the index has expired. Answers also the fields by their names.
 local function job_now(job, id)
   local flat = redis.call('HGETALL', job)
-  if #flat == 0 then return {redis.call('ZSCORE', INDEX, id) and 'expired' or 'missing'} end
-  local facts = redis.call('HMGET', job, 'status', 'app')
-  return {'found', flat, facts[1] == 'queued' and redis.call('ZRANK', QUEUE .. facts[2], id)}
+  local held = fields_of(flat)
+  if #flat == 0 then return {redis.call('ZSCORE', INDEX, id) and 'expired' or 'missing'}, held end
+  local place = held.status == 'queued' and redis.call('ZRANK', QUEUE .. held.app, id)
+  return {'found', flat, place}, held
 end
 
 -- An app at one moment: depth of its queue, leases, live replicas, notes; and the work before a job
@@ -157,8 +165,7 @@ end
 -- is the hash `subject` as it is now, for that may expire before a receiver is back.
 local function tell_webhook(kind, id, status, url, now, subject)
   local event = kind .. '_' .. id .. '_' .. status
-  local fields, told = redis.call('HGETALL', subject), {}
-  for i = 1, #fields, 2 do told[fields[i]] = fields[i + 1] end
+  local told = fields_of(redis.call('HGETALL', subject))
   redis.call('HSET', HOOK .. event, 'url', url, 'subject', cjson.encode(told), 'created', now,
     'since', now, 'due', now, 'tries', 0, 'base', 0, 'client', told.client)
   look_at_hook(told.client, event, now)
@@ -228,7 +235,8 @@ end
 local function end_job(job, id, status, now, ttl_s, app, load, channel, more, used)
   local facts = redis.call('HMGET', job, 'app', 'client', 'webhook', 'batch', 'ttl', 'status',
     'work', 'version')
-  redis.call('HSET', job, 'status', status, 'ended', now, 'version', facts[8] + 1, unpack(more))
+  redis.call('HSET', job, 'status', status, 'ended', now, 'version', (facts[8] or 0) + 1,
+    unpack(more))
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('HINCRBY', app, status, 1)
   local images = string.match(facts[7], '%d+$')
@@ -257,7 +265,7 @@ local function hand_back(job, id, queue, wake, now, ttl_s, app, load, channel)
     end_job(job, id, status, now, ttl_s, app, load, channel, why, {})
     return status
   end
-  redis.call('HSET', job, 'status', 'queued', 'step', 0, 'version', held[5] + 1)
+  redis.call('HSET', job, 'status', 'queued', 'step', 0, 'version', (held[5] or 0) + 1)
   redis.call('HDEL', job, 'owner', 'phase')
   redis.call('ZADD', queue, score_of(held[1], held[4] or 0), id)
   add(load, {'queued:' .. held[3], 1})

@@ -1,11 +1,12 @@
 #!lua
 -- Accept a batch once: idempotency, room, and its stored parts become its own, in one step.
 -- Answers created; duplicate or conflict with the id of the batch that has the key; full or
--- client_full with the room that is taken; webhooks_full with the events that wait; lost when a part has vanished meanwhile.
+-- client_full with the room that is taken; webhooks_full with the events that wait; lost when a part
+-- has vanished meanwhile.
 -- Not allow-oom: a full store must refuse new work.
 -- KEYS batch idempotency batches open (part)*
--- ARGV id client lines digest idempotency_ttl_s part_lines parts apps_of_parts_json room_bytes room_limit
---      client_limit webhook('' for none) apps_json webhook_limit (lines of app)*
+-- ARGV id client lines digest idempotency_ttl_s part_lines parts apps_of_parts_json room_bytes
+--      room_limit client_limit webhook('' for none) apps_json webhook_limit (lines of app)*
 local batch, idem, batches, open = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, client, digest, parts = ARGV[1], ARGV[2], ARGV[4], tonumber(ARGV[7])
 

@@ -56,16 +56,16 @@ if client ~= '' then
   if over(ARGV[25], drawn + images) then return {'images_spent', id, drawn, has} end
   -- Spent when it is reached: what a job will take is known only when it has ended.
   if ARGV[26] ~= '' and gpu_ms >= ARGV[26] * 1000 then return {'gpu_spent', id, gpu_ms, has} end
-  has = {jobs + 1, queued + 1, drawn + images, gpu_ms, left}
 end
 local hooks = ARGV[18] ~= '' and too_many_hooks(client, ARGV[28])
-if hooks then return {'webhooks_full', id, hooks} end
+if hooks then return {'webhooks_full', id, hooks, has} end
 local budget, ttl, keep = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 if tonumber(counts[2] or 0) > budget
     and make_room(results, load, now, ttl, keep, budget) > budget then
   local oldest = redis.call('ZRANGE', results, 0, 0, 'WITHSCORES')
   return {'storage_full', id, math.max(0, oldest[2] + keep - now)}
 end
+if has then has[1], has[2], has[3] = has[1] + 1, has[2] + 1, has[3] + images end
 
 local slots = 0
 for _, text in ipairs(redis.call('HVALS', replicas)) do

@@ -2,4 +2,4 @@
 -- A job at one moment (job_now in common.lua).
 -- KEYS job
 -- ARGV id
-return job_now(KEYS[1], ARGV[1])
+return (job_now(KEYS[1], ARGV[1]))

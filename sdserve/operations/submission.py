@@ -1,6 +1,5 @@
 """A submission: one job, accepted once or refused."""
 
-import hashlib
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -83,9 +82,8 @@ class Submit(Operation[Submitted]):
     def keys(self) -> list[str]:
         app, idempotency = self.app, ""
         if self.idempotency_key is not None:
-            # Hashed: a client's text never becomes part of a key.
-            name = f"{app}:{self.client}:{self.idempotency_key}".encode()
-            idempotency = keys.IDEMPOTENCY + hashlib.blake2b(name, digest_size=16).hexdigest()
+            name = keys.hashed(app, self.client, self.idempotency_key)
+            idempotency = keys.IDEMPOTENCY + name
         return [
             keys.JOB + self.job_id, keys.QUEUE + app, keys.LEASE + app, keys.REPLICAS + app,
             idempotency, keys.INDEX, keys.WAKE + app, keys.APP + app,

@@ -275,13 +275,12 @@ class InMemoryJobStore:
             return answer(Admission.FULL, ahead=len(app.queue))
         if self._load["all"] >= op.limits.jobs:
             return answer(Admission.SERVER_FULL, ahead=self._load["all"])
-        if op.client:
-            has = self._standing(op.client, now)
-            if over := _over_quota(op, has):
-                return answer(over[0], ahead=over[1], standing=has)
+        has = self._standing(op.client, now) if op.client else None
+        if has and (over := _over_quota(op, has)):
+            return answer(over[0], ahead=over[1], standing=has)
         waiting = self._outbox.waiting_of(op.client)
         if op.webhook is not None and waiting >= op.limits.webhooks:
-            return answer(Admission.WEBHOOKS_FULL, ahead=waiting)
+            return answer(Admission.WEBHOOKS_FULL, ahead=waiting, standing=has)
         if self._make_room(op.limits.results, now) > op.limits.results.bytes:
             oldest = min(stored for _, stored in self._results.values())
             left = oldest + op.limits.results.keep.total_seconds() - now

@@ -951,6 +951,9 @@ def test_undelivered_events_have_a_bound_for_each_client(world: World) -> None:
         events = [ended_job(world, client=client) for _ in range(2)]
         refused = world.submit(webhook=URL, client=client, limits=limits)
         assert (refused.admission, refused.ahead) == (Admission.WEBHOOKS_FULL, 2)
+        # What is left is told without the job that was refused.
+        standing = refused.standing
+        assert (standing and standing.jobs) == (0 if client else None)
         assert world.can_submit(client=client, limits=limits)
         assert world.can_submit(webhook=URL, client=client + "bob", limits=limits)
         attempt = world.begin(events[0])

@@ -15,6 +15,7 @@ from sdserve.limits import Limits, Quotas, Rate
 from sdserve.operations import Ending
 from sdserve.store import RedisJobStore
 from sdserve.usage import Spent
+from sdserve.webhook_targets import WebhookTargets
 from tests.http_app import GENERATE, PROMPT, HttpApp, edge_settings, one_app
 from tests.keys import bearer, create_key
 from tests.store_world import World
@@ -154,6 +155,17 @@ def test_while_redis_is_away_nobody_is_let_in(redis_url: str) -> None:
         503,
         "urn:sdserve:problem:store_unavailable",
     )
+
+
+def test_a_refused_webhook_tells_what_is_left(redis_url: str, world: World) -> None:
+    limits = Limits(client=Quotas(jobs=2), webhooks=0)
+    targets = WebhookTargets.parse("127.0.0.1")
+    settings = edge_settings(redis_url, limits=limits, webhooks=targets)
+    body = PROMPT | {"webhook": "https://127.0.0.1/told"}
+    with HttpApp(one_app(spec(), settings)) as app:
+        refused = app.http.post(GENERATE, json=body, headers=key(world))
+        assert refusal(refused) == "too_many_webhooks"
+        assert refused.headers["RateLimit"] == '"jobs";r=2'
 
 
 def test_a_full_store_counts_no_requests_yet_lets_jobs_be_cancelled(

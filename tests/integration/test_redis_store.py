@@ -1,5 +1,6 @@
 """What only a server can show: scripts that are forgotten, a server that is away or full."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,9 +43,11 @@ def test_a_server_that_is_away_is_one_clear_error() -> None:
 
 def test_a_full_server_takes_no_job_but_lets_those_it_has_end(redis: Redis) -> None:
     world = World(RedisJobStore(redis), redis)
-    world.submit()
-    world.submit()
-    done, lost = world.claim(), world.claim()
+    for _ in range(3):
+        world.submit()
+    done, lost, kept = world.claim(), world.claim(), world.claim()
+    world.succeed(kept)
+    redis.delete(*world.view(kept.id).result_keys)  # so that they are to be stored again
     before: Any = redis.config_get("maxmemory")
     redis.config_set("maxmemory", 1)
     try:
@@ -55,11 +58,51 @@ def test_a_full_server_takes_no_job_but_lets_those_it_has_end(redis: Redis) -> N
         assert world.view(done.id).status is JobStatus.RUNNING
         assert world.beat(done)
         world.cancel(done.id)
-        assert world.succeed(done, []).value == "cancelled"
+        # Nobody needs these images, so nobody waits for room for them.
+        assert world.succeed(done) is Ending.CANCELLED
+        assert world.succeed(kept) is Ending.FINISHED
+        assert world.succeed(replace(lost, fence=lost.fence - 1)) is Ending.LOST
     finally:
         redis.config_set("maxmemory", before["maxmemory"])
     assert world.view(done.id).status is JobStatus.CANCELLED
     assert world.view(lost.id).status is JobStatus.RUNNING
+
+
+class Interrupted(BaseException):
+    """A time-out of RQ, or SIGINT: it comes wherever a thread is."""
+
+
+def test_an_answer_under_way_is_never_taken_for_another_commands(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisJobStore(redis)
+    store.run(submit())
+    redis.client_pause(500)  # milliseconds: what is asked now is answered then
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Redis, "parse_response", interrupted)
+        with pytest.raises(Interrupted):
+            store.run(submit())
+    assert store.app_status(APP).queued >= 1
+
+
+def test_a_job_without_a_version_blocks_no_queue(redis: Redis) -> None:
+    world = World(RedisJobStore(redis), redis)
+
+    def forget(job_id: str) -> None:
+        redis.hdel(keys.JOB + job_id, "version")
+
+    forget(world.submit().job_id)
+    job = world.claim()
+    forget(job.id)
+    world.release(job)
+    forget(job.id)
+    world.cancel(job.id)
+    seen = world.view(job.id)
+    assert (seen.status, seen.version) == (JobStatus.CANCELLED, 1)
 
 
 def test_a_finish_that_is_sent_again_leaves_the_images_their_time(redis: Redis) -> None:

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = asyncio.run(measure(app, options.only))
     found = {
         "machine": machine | {"load_average_after": os.getloadavg()},
-        "command": f"python -m bench scenarios --seconds {options.seconds:g}",
+        "command": "python -m bench " + " ".join(sys.argv[1:]),
     }
     text = "\n".join([machine_line(found), "", *table(["", "scenario", "figures"], rows)])
     print(text)

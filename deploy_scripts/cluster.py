@@ -49,6 +49,8 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keep CUDA_VISIBLE_DEVICES of CPU processes
+    # Ray starts its workers with 15, those for HTTP too: replicas give way (workers/priority.py).
+    "RAY_worker_niceness": "0",
     "HF_HUB_OFFLINE": "1",
     # A node that is told to stop waits so long for its processes; ours leave within 2 s, Serve's
     # own never do. A job that runs longer is taken up again by its lease.

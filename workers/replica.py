@@ -12,6 +12,7 @@ import time
 from datetime import timedelta
 
 from sdserve.apps import AppSpec
+from workers.priority import give_way
 from workers.puller import Puller
 from workers.replica_settings import ReplicaSettings
 from workers.standby import Child, fork_puller
@@ -24,8 +25,11 @@ class DiffusionReplica:
         born = time.monotonic()
         self._stopping = False
         self._child = fork_puller(spec, settings, born=born)
-        self._puller = None if self._child else Puller(spec, settings, born=born)
-        if self._child:
+        self._puller = None
+        if self._child is None:
+            give_way(spec)
+            self._puller = Puller(spec, settings, born=born)
+        else:
             watch = threading.Thread(target=self._watch, args=(self._child,), daemon=True)
             watch.start()
         atexit.register(self._terminate)  # what Ray makes of a SIGTERM; it calls no `__del__`

@@ -37,6 +37,7 @@ from pydantic import TypeAdapter
 from sdserve.apps import AppSpec
 from sdserve.daemon import Daemon
 from workers.libraries import ENVIRONMENT, import_libraries
+from workers.priority import give_way
 from workers.puller import Puller
 from workers.replica_settings import ReplicaSettings
 
@@ -181,7 +182,9 @@ def _run_child(connection: socket.socket) -> NoReturn:
         os.environ.clear()
         os.environ.update({**request["environment"], **ENVIRONMENT})
         settings = _SETTINGS.validate_json(request["settings"])
-        puller = Puller(AppSpec.from_json(request["spec"]), settings, born=request["born"])
+        spec = AppSpec.from_json(request["spec"])
+        give_way(spec)
+        puller = Puller(spec, settings, born=request["born"])
 
         def terminate(_signal: int, _frame: FrameType | None) -> None:
             _start_leaving(puller, _AT_ONCE)

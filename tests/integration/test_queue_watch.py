@@ -61,7 +61,8 @@ def test_a_job_is_seen_at_the_next_look_and_so_is_its_end(
 def test_apps_without_work_are_not_asked_for_one_by_one(redis: Redis, watch: QueueWatch) -> None:
     before = asked(redis)
     watch.look()
-    assert asked(redis) - before < len(APPS) / 5
+    # This and a new connection's greetings.
+    assert asked(redis) - before < len(APPS) / 3
 
 
 def test_a_wish_for_a_replica_is_seen_a_little_later(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from deploy_scripts import cluster
@@ -152,16 +154,18 @@ class Deployer:
             is_broken = self.store.app_status(spec.name).broken_reason is not None
             if known == spec and is_running and not is_broken:
                 return Deployed.UNCHANGED
-            # Registered first: the autoscaling policy only watches registered apps, and from then
-            # on a replica of the old one can no longer break the app.
-            self.store.register_app(spec)
+            if known:  # first, so that a replica of the old version can no longer break the app
+                self.store.register_app(spec)
             self.store.heal(spec.name)
             try:
                 cluster.run_without_http(build_app(spec, self._surroundings()), spec.name)
-            except RuntimeError as error:
-                self._unregister(spec.name, known)
+            except (RuntimeError, RayError, RayServeException) as error:
+                if known:
+                    self.store.register_app(known)
                 message = f"Ray Serve could not deploy '{spec.name}': {error}"
                 raise DeployError(message) from error
+            if not known:  # last: what is registered takes jobs, and somebody must draw them
+                self.store.register_app(spec)
             cluster.start_standbys()
             if self.store.sha256s([spec.checkpoint.file]) == [None]:
                 enqueue_hash(self.redis, spec.checkpoint.path)
@@ -208,12 +212,6 @@ class Deployer:
         return Surroundings.of(
             self._settings, self._redis_url, is_key_required=self.is_key_required
         )
-
-    def _unregister(self, app: str, known: AppSpec | None) -> None:
-        if known is None:
-            self.store.unregister_app(app)
-        else:
-            self.store.register_app(known)
 
 
 def _is_running(app: str) -> bool:

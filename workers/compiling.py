@@ -35,6 +35,8 @@ class CompiledNetwork:
         self._ready = set[Kind]()
         self._tried = set[Kind]()
         self._thread: threading.Thread | None = None
+        # Made here: later another thread may be in the middle of a call, with hooks of its own.
+        self._copy = _twin(network)
         self._twin: Any = None
 
     @property
@@ -71,9 +73,7 @@ class CompiledNetwork:
         try:
             with torch.inference_mode():
                 if self._twin is None:
-                    self._twin = torch.compile(
-                        _twin(self._network), backend=self._backend, dynamic=False
-                    )
+                    self._twin = torch.compile(self._copy, backend=self._backend, dynamic=False)
                 self._twin(*arguments, **options)
         except Exception:
             # Whatever it was, the network as it is does the same.

@@ -216,7 +216,7 @@ def _tiles(vae: Any, side: int) -> Generator[None]:
     Its own tiles are as large as the native picture, which it would not cut.
     """
     latents, pixels = vae.tile_latent_min_size, vae.tile_sample_min_size
-    side = min(side, latents)
+    side = max(4, min(side, latents) // 4 * 4)  # they overlap by a quarter, of whole latents
     vae.tile_latent_min_size, vae.tile_sample_min_size = side, side * pixels // latents
     vae.enable_tiling()
     try:

@@ -180,7 +180,8 @@ class Puller:
     def _serve(self, engine: "DiffusionEngine") -> None:
         self._heart.announce(AppState.READY, "ready")
         while not self._gone.is_set() and (self._active or not self._stopping.is_set()):
-            self._watchdog.expect("Looking for work", self._step_limit)
+            # As for a step of these: another limit would set the process's own end each time.
+            self._watchdog.expect("Looking for work", self._step_limit * max(1, len(self._active)))
             try:
                 self._reap()
                 self._look_at_files()

@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=list(SCENARIOS), choices=list(SCENARIOS))
     parser.add_argument("--out", type=Path, help="the folder of performance.md")
     options = parser.parse_args(arguments)
+    if options.out and set(options.only) != set(SCENARIOS):
+        parser.error("--out takes all scenarios: a part of them would replace the rest")
     machine = facts(threads=1)
     deploy = ["--queue-limit", "1000", "--idle-timeout", str(IDLE_TIMEOUT)]
     print("starting the stack ...", file=sys.stderr, flush=True)

@@ -137,6 +137,8 @@ class AppUnderTest:
 
 def latencies(seconds: Sequence[float]) -> str:
     """The median and the tail, in words."""
+    if not seconds:
+        return "none"
     name, slow = tail(seconds)
     return f"p50 {statistics.median(seconds):.3f} s, {name} {slow:.3f} s"
 

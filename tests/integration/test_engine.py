@@ -248,6 +248,8 @@ def test_a_picture_that_does_not_decode_at_once_is_decoded_in_tiles(
     monkeypatch.setattr(vae.decoder, "forward", fits_half_a_side)
     assert obeys(draw(engine, params_for(path)), PROMPT)
     assert len(seen) > 4  # the whole one, then tiles that overlap
+    odd = params_for(path, width=200, height=120, num_inference_steps=1)  # half of it is 12.5
+    assert draw(engine, odd).shape == (120, 200, 3)
     assert not vae.use_tiling
     assert (vae.tile_latent_min_size, vae.tile_sample_min_size) == sizes
 

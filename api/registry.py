@@ -26,8 +26,6 @@ class Registry:
         """
         if app in self._known:
             return self._known[app]
-        if self._all is not None and self._hears:
-            return self._all.get(app)
         changes = self._changes
         spec = await self._store.app(app)
         # Else it may have been read before the change that was heard of meanwhile.

@@ -4,7 +4,7 @@
 
 Two replica processes of one app share a Redis of their own. In each round one of them draws a long
 job and is killed (SIGKILL); the clock runs from the kill until the job's record says that the other
-one runs it. Nobody but the replicas takes leases back: an ingress, which does so too, could only
+one runs it. Nobody but the replicas takes leases back: the gateway, which does so too, could only
 make it faster. Prints Markdown; the bound is the lease plus one second.
 """
 

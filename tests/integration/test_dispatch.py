@@ -76,6 +76,19 @@ def test_an_app_knows_only_its_own_jobs(app: HttpApp, store: RedisJobStore) -> N
     assert [job["id"] for job in app.http.get("/v1/jobs").json()["data"]] == [job_id]
 
 
+async def test_a_new_app_is_there_at_once_whatever_was_listed_before(
+    redis_url: str, store: RedisJobStore
+) -> None:
+    """Also where the news of it is still on its way."""
+    client = connect_async(redis_url)
+    registry = Registry(AsyncJobStore(client))
+    registry.follow()
+    assert await registry.all() == {}
+    store.register_app(other())
+    assert await registry.find(OTHER) == other()
+    await client.aclose()
+
+
 @pytest.mark.parametrize("path", ["/v1/generate", "/v1/health", "/docs", "/", ""])
 @pytest.mark.parametrize(
     "name", ["sd-nowhere", "gateway", "sd-Test", "sd-test%2F", "sd-" + "x" * 300]

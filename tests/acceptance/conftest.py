@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -48,6 +49,15 @@ class Stack:
         """All of Ray's, Serve's and ours on this stack's cluster."""
         record = Path(self.environment["SD_STATE_DIR"]) / "ray.json"
         return psutil.Process(json.loads(record.read_text())["pid"]).children(recursive=True)
+
+    def titled(self, title: str) -> list[psutil.Process]:
+        """Those of `processes` with that name or, as Ray's have, that title."""
+        found: list[psutil.Process] = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if title in (process.name(), *process.cmdline()[:1]):
+                    found.append(process)
+        return found
 
     def stack(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "deploy_scripts.stack", *arguments)

@@ -61,8 +61,7 @@ def test_a_kill_of_the_proxy_leaves_one_job(stack: Stack, server: Server) -> Non
     server.warm(APP)
     key = {"Idempotency-Key": "killed"}
     with begin(server, APP, **key):
-        titles = ((one, one.cmdline()[:1]) for one in stack.processes())
-        (process,) = [one for one, title in titles if title == ["ray::ProxyActor"]]
+        (process,) = stack.titled("ray::ProxyActor")
         process.kill()
         process.wait(LIMIT)
         job = server.finished(retry(server, APP, **key))

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -46,12 +47,14 @@ def foreign(tmp_path: Path) -> Iterator[RedisProcess]:
 
 def servers(settings: Settings) -> list[psutil.Process]:
     folder = str(settings.state_dir / "redis")
-    return [
-        process
-        for process in psutil.process_iter()
-        if process.name() in ("valkey-server", "redis-server")
-        and any(file.path.startswith(folder) for file in process.open_files())
-    ]
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if process.name() in ("valkey-server", "redis-server") and any(
+                file.path.startswith(folder) for file in process.open_files()
+            ):
+                found.append(process)
+    return found
 
 
 def test_commands_that_start_at_once_share_one_server(settings: Settings) -> None:

@@ -162,7 +162,7 @@ def run(way: str, path: Path, setting: Setting) -> Row:
     begin = time.perf_counter()
     done = subprocess.run(  # noqa: S603 (ourselves)
         [*command, *(f"--{name}={value}" for name, value in asdict(setting).items())],
-        capture_output=True,
+        stdout=subprocess.PIPE,  # its errors are for whoever reads ours
         text=True,
         check=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(setting.threads)},

@@ -44,7 +44,8 @@ def measure(subject: Subject) -> Findings:
         rows=[
             Row(
                 goal="G11" if subject.kind == "sdxl" else "",
-                what=f"{subject.what}: from a cancel to a free device, longest of {len(waits)}",
+                what=f"{subject.what}: from a cancel that reached the engine to a free device, "
+                f"longest of {len(waits)}",
                 figure=f"{1000 * max(waits):.1f} ms (median {1000 * statistics.median(waits):.1f}; "
                 f"a step {1000 * step:.1f})",
                 target="one step + 20 ms",

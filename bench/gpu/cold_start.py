@@ -135,7 +135,8 @@ def _first(goal: str, cache: Cache, subject: Subject) -> list[Row]:
         ),
         Row(
             goal=_goal(subject, "C6"),
-            what=f"{subject.kind}, {cache.name} page cache: the same, by a fresh plain diffusers",
+            what=f"{subject.kind}, {cache.name} page cache: the same, without Serve's "
+            "placing, by a fresh plain diffusers",
             figure=f"{ratio} ({statistics.median(s for (s,) in plain):.2f} s; control {control})",
             target=f"<= {share} x",
             verdict=told(subject.plan, judge(ratio, control, at_most=share)),

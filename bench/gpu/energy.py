@@ -19,6 +19,7 @@ def measure(subject: Subject) -> Findings:
     number, widths = QUEUES * subject.queue, Widths(SLOTS)
     asked = subject.requests(number)
     draw_queue(subject.engine, asked[: subject.queue], widths)  # warm, and finds the width
+    subject.plain.draw(asked[0])  # loaded and warm, whatever part ran before
 
     def plainly() -> None:
         for one in asked:

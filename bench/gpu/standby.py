@@ -12,7 +12,7 @@ from bench.gpu.zygote import zygote
 from bench.statistics import quantile
 
 READY = {True: 1.0, False: 0.3}  # C4 with and without a GPU, seconds
-MEMORY = 400.0  # C9, MiB
+MEMORY = 400.0  # C9, MB
 
 
 def measure(subject: Subject) -> Findings:
@@ -36,9 +36,9 @@ def measure(subject: Subject) -> Findings:
             Row(
                 goal="C9",
                 what="the standby process, once per node; an idle app has no process of its own",
-                figure=f"RSS {ready['rss']:.0f} MiB, {ready['private']:.0f} of it private, "
+                figure=f"RSS {ready['rss']:.0f} MB, {ready['private']:.0f} of it private, "
                 f"{contexts} contexts on a GPU",
-                target=f"<= {MEMORY:g} MiB, 0",
+                target=f"<= {MEMORY:g} MB, 0",
                 verdict=told(plan, met(is_met=is_small)),
             ),
         ],

@@ -20,7 +20,7 @@ from bench.load import Row, Setting, measure
 from workers.libraries import ENVIRONMENT, import_libraries
 
 ROOT = Path(__file__).parents[2]
-MIB = 2**20
+MB = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +103,14 @@ def _be_child(work: Callable[[], Row]) -> NoReturn:
 
 
 def _memory() -> Row:
-    """Of this process: MiB, and whether it has a context on a GPU."""
+    """Of this process: MB, and whether it has a context on a GPU."""
     import psutil
     import torch
 
     memory = psutil.Process().memory_full_info()
     return {
-        "rss": memory.rss / MIB,
-        "private": memory.uss / MIB,
+        "rss": memory.rss / MB,
+        "private": memory.uss / MB,
         "has_context": float(torch.cuda.is_initialized()),
     }
 

@@ -1,19 +1,17 @@
 """A whole stack of our own: Redis, Ray with Serve, the gateway; driven as a user drives it."""
 
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.acceptance.server import Server
+from tests.faults.processes import Processes
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO_MODELS = ROOT / "demo_models"
@@ -45,19 +43,10 @@ class Stack:
         """Put a demo checkpoint into the models folder."""
         return Path(shutil.copy(DEMO_MODELS / f"{name}.safetensors", self.models))
 
-    def processes(self) -> list[psutil.Process]:
+    @property
+    def processes(self) -> Processes:
         """All of Ray's, Serve's and ours on this stack's cluster."""
-        record = Path(self.environment["SD_STATE_DIR"]) / "ray.json"
-        return psutil.Process(json.loads(record.read_text())["pid"]).children(recursive=True)
-
-    def titled(self, title: str) -> list[psutil.Process]:
-        """Those of `processes` with that name or, as Ray's have, that title."""
-        found: list[psutil.Process] = []
-        for process in self.processes():
-            with suppress(psutil.NoSuchProcess):  # it has just ended
-                if title in (process.name(), *process.cmdline()[:1]):
-                    found.append(process)
-        return found
+        return Processes(Path(self.environment["SD_STATE_DIR"]))
 
     def stack(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "deploy_scripts.stack", *arguments)

@@ -40,7 +40,7 @@ def test_haproxy_takes_the_requests_and_only_from_this_machine(
     assert "proxy: HAProxy" in stack.stack("status").stdout.splitlines()
     listening = {
         (process.name(), connection.laddr.ip)
-        for process in stack.titled("haproxy")
+        for process in stack.processes.named("haproxy")
         for connection in process.net_connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN
     }
@@ -48,12 +48,12 @@ def test_haproxy_takes_the_requests_and_only_from_this_machine(
     port = int(server.url.rpartition(":")[2])
     behind = {
         connection.raddr.port
-        for process in stack.titled("haproxy")
+        for process in stack.processes.named("haproxy")
         for connection in process.net_connections(kind="tcp")
         if connection.raddr and connection.laddr.port != port
     }
     everywhere = set()
-    for process in stack.processes():
+    for process in stack.processes.all():
         with suppress(psutil.NoSuchProcess):  # it has just ended
             everywhere |= {
                 connection.laddr.port
@@ -76,7 +76,7 @@ def test_a_kill_between_acceptance_and_answer_leaves_one_job(
     key = {"Idempotency-Key": f"killed {victim}"}
     with begin(server, APP, **key):
         before = datetime.now(UTC)
-        for process in stack.titled(victim):  # of the gateway's any may hold the request
+        for process in stack.processes.named(victim):  # of the gateway's any may hold the request
             process.kill()
             process.wait(LIMIT)
         job = server.finished(retry(server, APP, **key))
@@ -86,7 +86,7 @@ def test_a_kill_between_acceptance_and_answer_leaves_one_job(
 
 def test_while_haproxy_comes_back_no_job_is_unknown(stack: Stack, server: Server) -> None:
     job_id = server.finished(server.submit(APP, prompt="anything"))["id"]
-    (process,) = stack.titled("haproxy")
+    (process,) = stack.processes.named("haproxy")
     process.kill()
     process.wait(LIMIT)
     problems = set[str]()
@@ -111,14 +111,14 @@ def test_while_haproxy_comes_back_no_job_is_unknown(stack: Stack, server: Server
 def test_one_process_of_the_gateway_dies_and_the_other_answers(
     stack: Stack, server: Server
 ) -> None:
-    processes = stack.titled(GATEWAY)
+    processes = stack.processes.named(GATEWAY)
     assert len(processes) == 2
     processes[0].kill()
     processes[0].wait(LIMIT)
     answered = lost = 0
     deadline = time.monotonic() + LIMIT
     with httpx.Client(base_url=server.url, trust_env=False, timeout=LIMIT) as http:
-        while len(stack.titled(GATEWAY)) < 2 or answered < 100:
+        while len(stack.processes.named(GATEWAY)) < 2 or answered < 100:
             assert time.monotonic() < deadline
             try:
                 answered += http.get(f"/{APP}/v1/health").status_code == 200
@@ -131,7 +131,7 @@ def test_one_process_of_the_gateway_dies_and_the_other_answers(
 def test_what_happens_to_one_app_touches_no_process_and_no_request_of_another(
     stack: Stack, server: Server
 ) -> None:
-    before = {process.pid for process in stack.titled(GATEWAY)}
+    before = {process.pid for process in stack.processes.named(GATEWAY)}
     job_id = server.generate(APP, **LONG, headers={"Prefer": "respond-async"}).json()["id"]
     model = stack.models / "tiny-shapes-sd15.safetensors"
     other = Path(shutil.copy(model, model.with_name("late-comer.safetensors")))
@@ -148,7 +148,7 @@ def test_what_happens_to_one_app_touches_no_process_and_no_request_of_another(
         events = [event.data for event in stream if event.kind == "job"]
     assert {(job["status"], job["attempt"]) for job in jobs} == {("succeeded", 1)}, jobs[0]["error"]
     assert events[-1]["status"] == "succeeded"
-    assert {process.pid for process in stack.titled(GATEWAY)} == before
+    assert {process.pid for process in stack.processes.named(GATEWAY)} == before
     other.unlink()
 
 

@@ -61,7 +61,7 @@ def test_a_kill_of_the_proxy_leaves_one_job(stack: Stack, server: Server) -> Non
     server.warm(APP)
     key = {"Idempotency-Key": "killed"}
     with begin(server, APP, **key):
-        (process,) = stack.titled("ray::ProxyActor")
+        (process,) = stack.processes.named("ray::ProxyActor")
         process.kill()
         process.wait(LIMIT)
         job = server.finished(retry(server, APP, **key))

@@ -17,7 +17,6 @@ from tests.faults.checker import FINAL, Facts
 from tests.faults.history import History, Struck
 from tests.faults.http_client import HttpClient
 from tests.faults.light_stack import all_end
-from tests.faults.processes import Processes
 from tests.faults.redis_process import RedisProcess
 from tests.faults.snapshot import take_snapshot
 from tests.faults.tcp_proxy import CALM, TcpProxy
@@ -54,7 +53,7 @@ class FullStack:
             "SD_LEASE": f"{LEASE:g}",
             "SD_RESULT_TTL": "86400",
         }
-        self.processes = Processes(Path(self.product.environment["SD_STATE_DIR"]))
+        self.processes = self.product.processes
         self.clients = [
             HttpClient(
                 f"{seed}-{n}", APPS, self.product.url, self.history, keys=keys,

@@ -25,12 +25,15 @@ class Processes:
     def rq_worker(self, queue: QueueName) -> int:
         return json.loads((self.state / f"rq-{queue}.json").read_text())["pid"]
 
+    def all(self) -> list[psutil.Process]:
+        return [process for process, _ in _below(self.ray_head)]
+
     def titled(self, *words: str) -> list[psutil.Process]:
         """Ray's workers whose title has all these words, e.g. ServeController."""
         return titled_below(self.ray_head, *words)
 
     def named(self, name: str) -> list[psutil.Process]:
-        """Those whose program has this name, e.g. haproxy."""
+        """Those whose program has this name, e.g. haproxy, or, as Ray's have, this title."""
         words = ((process, title.split(" ")) for process, title in _below(self.ray_head))
         return [process for process, (program, *_) in words if Path(program).name == name]
 
